@@ -1,0 +1,77 @@
+"""Strict settings: one TOML file, a table per stage, every mistake reported at once.
+
+Each table is a frozen pydantic dataclass that lives with the stage that reads it. Unknown tables and keys, wrong types
+and impossible values are collected over the whole file; a misspelt word is answered with the nearest known one.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from hpc_cg.errors import ConfigError, MissingInput
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+"""The pydantic configuration of every table."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file; raises MissingInput, ConfigError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingInput("the study file", f"no file {path}", "name a study.toml that exists") from error
+    except IsADirectoryError as error:
+        raise MissingInput("the study file", f"{path} is a folder", "name the study.toml inside it") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"no valid TOML: {error}"]) from error
+
+
+def parse_tables(path: Path, tables: Mapping[str, type], required: tuple[str, ...]) -> dict[str, Any]:
+    """Read ``path`` and build one object per table; tables that are absent take their defaults.
+
+    tables     the dataclass of each table the file may hold
+    required   tables that the file must hold
+    Raises ConfigError with every problem of the file.
+    """
+    content = read_toml(path)
+    problems = [
+        f"{name} is not a table of a study." + _did_you_mean(name, tables) for name in content if name not in tables
+    ]
+    problems += [f"the table [{name}] is missing." for name in required if name not in content]
+    parsed: dict[str, Any] = {}
+    for name, cls in tables.items():
+        if name in required and name not in content:
+            continue
+        try:
+            # as JSON, so that a TOML array may stand for a tuple while numbers and words stay strict
+            parsed[name] = TypeAdapter(cls).validate_json(json.dumps(content.get(name, {}), default=str))
+        except ValidationError as error:
+            problems += [_sentence(name, cls, detail) for detail in error.errors()]
+    if problems:
+        raise ConfigError(path.name, problems)
+    return parsed
+
+
+def _sentence(table: str, cls: type, detail: Any) -> str:
+    """One of pydantic's complaints in this project's words."""
+    where = ".".join(str(part) for part in (table, *detail["loc"]))
+    if detail["type"] == "unexpected_keyword_argument":
+        known = [field.name for field in fields(cls)]
+        return f"{where} is not a setting." + _did_you_mean(str(detail["loc"][-1]), known)
+    if detail["type"] in ("missing", "missing_argument"):
+        return f"{where} is missing."
+    message = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        return f"[{table}]: {message}"
+    return f"{where} = {detail['input']!r}: {message[:1].lower()}{message[1:]}."
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else f" Known: {', '.join(known)}."

@@ -1,0 +1,120 @@
+"""Every failure that a user can cause or mend, in one list.
+
+An error is a short letter: what was asked, what was found, what to change. Bugs of ours are assertions, not these.
+"""
+
+from collections.abc import Sequence
+
+
+class HpcCgError(ValueError):
+    """Asked, found, change: the three parts of every message."""
+
+    exit_code = 1
+
+    def __init__(self, asked: str, found: str, change: str):
+        self.asked, self.found, self.change = asked, found, change
+        super().__init__(f"{asked}: found {found}. {change[:1].upper()}{change[1:]}.")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.asked, self.found, self.change)
+
+
+class UnknownUnit(HpcCgError):
+    """A unit that is not in hpc_cg.units."""
+
+
+class ConfigError(HpcCgError):
+    """study.toml holds mistakes; all of them are listed."""
+
+    exit_code = 2
+
+    def __init__(self, file: str, problems: Sequence[str]):
+        self.file, self.problems = file, tuple(problems)
+        ValueError.__init__(self, "\n".join(f"{file}: {problem}" for problem in problems))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.file, self.problems)
+
+
+class MissingInput(HpcCgError):
+    """A file or folder that was named does not exist."""
+
+
+class UnreadableFile(HpcCgError):
+    """A file that is truncated, of another format, or not permitted."""
+
+
+class BadFrames(HpcCgError):
+    """Frames that hold no numbers where numbers are needed."""
+
+
+class AtomCountMismatch(HpcCgError):
+    """A trajectory and its topology disagree on the number of atoms."""
+
+
+class MissingForces(HpcCgError):
+    """Forces were asked for and the archive holds none."""
+
+
+class UnknownBeads(HpcCgError):
+    """A map that selects nothing, or beads that a prior does not know."""
+
+
+class InvalidMap(HpcCgError):
+    """A pair of coordinate and force maps that gives wrong mean forces."""
+
+
+class TemperatureMismatch(HpcCgError):
+    """A product was made at another temperature than the one asked for."""
+
+
+class FolderNotWritable(HpcCgError):
+    """The work folder cannot be written."""
+
+
+class DiskFull(HpcCgError):
+    """No space left where a product is written."""
+
+
+class FolderBusy(HpcCgError):
+    """Another run works in the same folder."""
+
+
+class NotSealed(HpcCgError):
+    """A stage needs the product of the stage before, and that is not sealed."""
+
+
+class DamagedProduct(HpcCgError):
+    """A sealed product whose content is not what was sealed."""
+
+
+class TooManyFailures(HpcCgError):
+    """More was quarantined than the failure budget allows."""
+
+
+class TooFewFrames(HpcCgError):
+    """Not enough frames for what was asked."""
+
+
+class FitFailed(HpcCgError):
+    """A fit that did not converge or has no answer."""
+
+
+class TrainingDiverged(HpcCgError):
+    """A training step gave a loss that is no number."""
+
+
+class OutOfMemory(HpcCgError):
+    """A product that does not fit the memory it is asked to fit."""
+
+
+class BrokenLaunch(HpcCgError):
+    """Processes that do not know of one another, or a launcher that is not there."""
+
+
+class UnsafePath(HpcCgError):
+    """A path in a manifest that leaves its root."""
+
+
+class MissingExtra(HpcCgError):
+    """An optional dependency that this command needs is not installed."""
