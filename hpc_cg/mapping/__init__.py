@@ -1,0 +1,1 @@
+"""From atoms to beads: the map, the rigid groups it must respect, and its force half."""

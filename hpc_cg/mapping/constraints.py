@@ -1,0 +1,125 @@
+"""Which atoms move as one: groups of atoms joined by rigid constraints, found from the frames themselves.
+
+A constrained distance varies by less than 1e-6 nm in float32, the stiffest free one by 2e-3 nm. Mean and
+variance of each candidate distance are gathered in one pass and merged over pieces (Chan, Golub & LeVeque,
+1983, doi 10.1080/00031305.1983.10483115), so memory is a few numbers per pair, whatever the number of frames.
+Rigid pairs are then joined to groups.
+
+Frames must be spread over time: within a short burst slow distances look rigid too.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+
+from hpc_cg.errors import TooFewFrames
+
+THRESHOLD_NM = 1e-4
+"""Standard deviation of a distance, nm, below which it counts as rigid."""
+
+ALL_PAIRS_UP_TO = 64
+"""Molecules of at most so many atoms have all their pairs watched."""
+
+FRAMES_AT_ONCE = 256
+"""Frames whose distances are held in memory together."""
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceMoments:
+    """Mean and spread of pair distances over frames; ``a + b`` are those of both sets of frames.
+
+    pairs   the pairs that are watched, i < j
+    count   frames seen
+    mean    mean distance, nm
+    m2      sum of squared deviations from the mean, nm²
+    """
+
+    pairs: Int64[np.ndarray, "pair 2"]
+    count: int
+    mean: Float64[np.ndarray, "pair"]
+    m2: Float64[np.ndarray, "pair"]
+
+    @staticmethod
+    def empty(pairs: Int64[np.ndarray, "pair 2"]) -> "DistanceMoments":
+        """Moments of no frames."""
+        return DistanceMoments(pairs, 0, np.zeros(len(pairs)), np.zeros(len(pairs)))
+
+    @staticmethod
+    def of(positions: Float[np.ndarray, "frame atom 3"], pairs: Int64[np.ndarray, "pair 2"]) -> "DistanceMoments":
+        """Moments of the distances of ``pairs`` over ``positions`` (nm)."""
+        total = DistanceMoments.empty(pairs)
+        for start in range(0, len(positions), FRAMES_AT_ONCE):
+            total = total + _at_once(positions[start : start + FRAMES_AT_ONCE], pairs)
+        return total
+
+    def __add__(self, other: "DistanceMoments") -> "DistanceMoments":
+        assert np.array_equal(self.pairs, other.pairs), "moments of different pairs"
+        count = self.count + other.count
+        if count == 0:
+            return self
+        shift = other.mean - self.mean
+        return DistanceMoments(
+            pairs=self.pairs,
+            count=count,
+            mean=self.mean + shift * (other.count / count),
+            m2=self.m2 + other.m2 + shift**2 * (self.count * other.count / count),
+        )
+
+    @property
+    def deviation(self) -> Float64[np.ndarray, "pair"]:
+        """Standard deviation of each distance, nm."""
+        return np.sqrt(self.m2 / max(self.count, 1))
+
+
+def candidate_pairs(frame: Float[np.ndarray, "atom 3"], cutoff_nm: float = 0.25) -> Int64[np.ndarray, "pair 2"]:
+    """Pairs i < j that may be rigid: all of a small molecule, else those closer than the cutoff (nm)."""
+    n_atoms = len(frame)
+    if n_atoms <= ALL_PAIRS_UP_TO:
+        return np.stack(np.triu_indices(n_atoms, k=1), axis=1).astype(np.int64)
+    pairs = KDTree(frame).query_pairs(cutoff_nm, output_type="ndarray").astype(np.int64)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def rigid_groups(
+    moments: DistanceMoments, n_atoms: int, threshold_nm: float = THRESHOLD_NM
+) -> tuple[tuple[int, ...], ...]:
+    """Groups of atoms joined by distances that vary by less than the threshold (nm).
+
+    Every atom is in exactly one group, a free atom in one of its own; groups and their atoms ascend. Raises
+    TooFewFrames for fewer than two frames, of which every distance would look rigid.
+    """
+    if moments.count < 2:
+        raise TooFewFrames(
+            "finding rigid bonds",
+            f"{moments.count} frames",
+            "give at least two frames, better a hundred far apart",
+        )
+    rigid = moments.pairs[moments.deviation < threshold_nm]
+    graph = coo_array((np.ones(len(rigid)), (rigid[:, 0], rigid[:, 1])), shape=(n_atoms, n_atoms))
+    n_groups, label = connected_components(graph, directed=False)
+    groups: list[list[int]] = [[] for _ in range(n_groups)]
+    for atom, group in enumerate(label):
+        groups[group].append(atom)
+    return tuple(sorted(tuple(group) for group in groups))
+
+
+def group_matrix(groups: Iterable[tuple[int, ...]], n_atoms: int) -> Float64[np.ndarray, "atom group"]:
+    """K, which gives every atom of a group the group's weight; the groups must cover every atom once."""
+    groups = list(groups)
+    matrix = np.zeros((n_atoms, len(groups)))
+    for column, group in enumerate(groups):
+        matrix[list(group), column] = 1.0
+    assert (matrix.sum(axis=1) == 1).all(), "groups that do not cover every atom once"
+    return matrix
+
+
+def _at_once(positions: np.ndarray, pairs: np.ndarray) -> DistanceMoments:
+    wide = positions.astype(np.float64)
+    distances = np.linalg.norm(wide[:, pairs[:, 0]] - wide[:, pairs[:, 1]], axis=2)
+    mean = distances.mean(axis=0)
+    return DistanceMoments(pairs, len(wide), mean, ((distances - mean) ** 2).sum(axis=0))
