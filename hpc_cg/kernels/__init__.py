@@ -1,0 +1,1 @@
+"""Kernels: conditional densities of coarse-grained positions whose scores are coarse-grained forces."""
