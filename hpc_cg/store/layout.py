@@ -1,0 +1,172 @@
+"""THE schema: which arrays a store holds, how they are cut into shards, and what each shard's commit record says.
+
+A store is a zarr v3 group per molecule. One shard row is one contiguous range of frames, the same range in every array:
+the unit of work, of writing and of resuming. The frame axis is padded to whole shards and the true length stands in the
+attributes; unwritten and padded frames read as NaN. Arrays are created once, then each shard has one writer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from hpc_cg.beads import BeadSystem
+from hpc_cg.files import digest, explain_write_errors
+
+STORE = "store.zarr"
+"""The name of a store inside the folder of the stage that wrote it."""
+
+SCHEMA = 1
+UNITS = {"positions": "nm", "noise": "nm", "forces": "kJ/mol/nm", "weights": "1", "masses": "u"}
+SHARD_BYTES = 64 << 20
+CHUNK_BYTES = 1 << 20
+MIN_SHARDS = 16
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Everything that decides the bytes of a store, apart from the frames themselves.
+
+    arrays          which of positions, noise, forces it holds
+    shard_frames    frames in a shard; a multiple of chunk_frames
+    held_out        frames per block of trajectory, and one block in how many is held out from training
+    kernel          words for the kernel whose labels ``forces`` are, e.g. "none"
+    lineage         digests of what it was made from
+    """
+
+    molecule: str
+    system: BeadSystem
+    n_frames: int
+    shard_frames: int
+    chunk_frames: int
+    arrays: tuple[str, ...]
+    held_out: tuple[int, int]
+    kernel: str
+    temperature_K: float
+    seed: int
+    lineage: dict[str, str]
+
+    @property
+    def n_shards(self) -> int:
+        return -(-self.n_frames // self.shard_frames)
+
+    def frames_of(self, shard: int) -> tuple[int, int]:
+        """First frame and one past the last of a shard."""
+        start = shard * self.shard_frames
+        return start, min(start + self.shard_frames, self.n_frames)
+
+    def attributes(self) -> dict[str, Any]:
+        """What the group's attributes say; also what the digest is made of."""
+        return {
+            "schema": SCHEMA,
+            "molecule": self.molecule,
+            "n_frames": self.n_frames,
+            "kernel": self.kernel,
+            "temperature_K": self.temperature_K,
+            "seed": self.seed,
+            "system": self.system.to_json(),
+            "shard_frames": self.shard_frames,
+            "chunk_frames": self.chunk_frames,
+            "arrays": list(self.arrays),
+            "held_out": list(self.held_out),
+            "lineage": dict(sorted(self.lineage.items())),
+        }
+
+    @property
+    def digest(self) -> str:
+        return digest(self.attributes())
+
+    @staticmethod
+    def from_attributes(attributes: dict[str, Any]) -> "StoreSpec":
+        names = (
+            "molecule",
+            "n_frames",
+            "shard_frames",
+            "chunk_frames",
+            "kernel",
+            "temperature_K",
+            "seed",
+            "lineage",
+        )
+        return StoreSpec(
+            system=BeadSystem.from_json(attributes["system"]),
+            arrays=tuple(attributes["arrays"]),
+            held_out=(attributes["held_out"][0], attributes["held_out"][1]),
+            **{name: attributes[name] for name in names},
+        )
+
+
+@dataclass(frozen=True)
+class ShardFrames:
+    """The content of one shard: arrays (frame bead 3) by name, and where each frame came from."""
+
+    arrays: dict[str, np.ndarray]
+    frame_index: np.ndarray
+    segment: np.ndarray
+    weights: np.ndarray
+
+
+def choose_shards(n_frames: int, n_beads: int) -> tuple[int, int]:
+    """Frames per shard and per chunk: shards of about 64 MB in each array, but several where there are frames for it.
+
+    Chunks of about 1 MB, and at most a shard. A store of few frames is one shard.
+    """
+    frame_bytes = 12 * n_beads
+    chunk = max(256, min(CHUNK_BYTES // frame_bytes, -(-n_frames // MIN_SHARDS)))
+    chunks_per_shard = max(1, min(SHARD_BYTES // (chunk * frame_bytes), -(-n_frames // (MIN_SHARDS * chunk))))
+    return chunk * chunks_per_shard, chunk
+
+
+def create(folder: Path, spec: StoreSpec) -> None:
+    """Create the arrays of a store, empty; once, by one process, before anybody writes.
+
+    Raises DiskFull, FolderNotWritable.
+    """
+    with explain_write_errors(folder):
+        _create(folder, spec)
+
+
+def _create(folder: Path, spec: StoreSpec) -> None:
+    root = zarr.open_group(folder, mode="a", zarr_format=3)
+    group = root.create_group(spec.molecule, overwrite=True, attributes=spec.attributes())
+    padded = spec.n_shards * spec.shard_frames
+    n_beads = spec.system.n_beads
+    for name in spec.arrays:
+        _create_array(group, name, (padded, n_beads, 3), "float32", np.nan, spec)
+    _create_array(group, "weights", (padded,), "float32", np.nan, spec)
+    _create_array(group, "frame_index", (padded,), "int64", -1, spec)
+    _create_array(group, "segment", (padded,), "int32", -1, spec)
+    for name, values, dtype in (
+        ("bead_types", spec.system.types, "int32"),
+        ("masses", spec.system.masses, "float64"),
+    ):
+        array = group.create_array(
+            name, shape=(n_beads,), dtype=dtype, dimension_names=("bead",), attributes=_unit(name)
+        )
+        array[:] = np.asarray(values, dtype=dtype)
+
+
+def _create_array(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, fill: float | int, spec: StoreSpec
+) -> None:
+    rest = shape[1:]
+    group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=(spec.chunk_frames, *rest),
+        shards=(spec.shard_frames, *rest),
+        # noise has no structure that a compressor could find
+        compressors=None if name == "noise" else BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+        fill_value=fill,
+        dimension_names=("frame", "bead", "axis")[: len(shape)],
+        attributes=_unit(name),
+        config={"write_empty_chunks": True},
+    )
+
+
+def _unit(name: str) -> dict[str, Any]:
+    return {"unit": UNITS[name]} if name in UNITS else {}
