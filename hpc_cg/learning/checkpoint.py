@@ -1,0 +1,108 @@
+"""Checkpoints: a folder per saved step, sealed last; the newest sealed one counts.
+
+    step-000020000/   model.pt  optimizer.pt  cursor.json  SEALED
+
+Tensors are loaded with ``weights_only=True``, everything else is JSON: a checkpoint runs no code. What is needed to
+continue is the step, because the order of samples and all noise are functions of the seed and the step.
+"""
+
+import io
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpc_cg.errors import DamagedProduct, NotSealed
+from hpc_cg.files import digest_bytes, explain_write_errors, fsync_folder, read_json, write_bytes, write_json
+from hpc_cg.forcefield.forcefield import ForceField
+
+SEALED = "SEALED"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training as it stood after ``step`` steps."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    cursor: dict[str, Any]
+    description: dict[str, Any]
+
+
+def _folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:09d}"
+
+
+def save(root: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
+    """Write a checkpoint and seal it; of the older ones ``keep`` - 1 stay."""
+    folder = _folder(root, checkpoint.step)
+    if (folder / SEALED).exists():
+        return folder
+    parts = {"model.pt": _bytes(checkpoint.model), "optimizer.pt": _bytes(checkpoint.optimizer)}
+    for name, content in parts.items():
+        write_bytes(folder / name, content)
+    write_json(folder / "cursor.json", checkpoint.cursor)
+    write_json(folder / "description.json", checkpoint.description)
+    write_json(folder / SEALED, {name: digest_bytes(content) for name, content in parts.items()})
+    with explain_write_errors(root):
+        fsync_folder(root)
+        for old in sealed(root)[:-keep]:
+            (old / SEALED).unlink()  # no half-removed folder may pass for a checkpoint
+            shutil.rmtree(old)
+    return folder
+
+
+def sealed(root: Path) -> list[Path]:
+    """Folders of sealed checkpoints, oldest first."""
+    return sorted(path.parent for path in root.glob(f"step-*/{SEALED}"))
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a sealed checkpoint; raises DamagedProduct where its bytes are not those that were sealed."""
+    seals = read_json(folder / SEALED)
+    parts = {}
+    for name, expected in seals.items():
+        content = (folder / name).read_bytes()
+        if digest_bytes(content) != expected:
+            raise DamagedProduct(
+                f"the checkpoint {folder}",
+                f"{name} with other bytes than were sealed",
+                "remove that folder; an older one is used",
+            )
+        parts[name] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    cursor = read_json(folder / "cursor.json")
+    return Checkpoint(
+        cursor["step"],
+        parts["model.pt"],
+        parts["optimizer.pt"],
+        cursor,
+        read_json(folder / "description.json"),
+    )
+
+
+def newest(root: Path) -> Checkpoint | None:
+    """The newest sealed checkpoint below ``root``, or None."""
+    found = sealed(root)
+    return load(found[-1]) if found else None
+
+
+def load_forcefield(root: Path) -> tuple[ForceField, int]:
+    """The force field of the newest sealed checkpoint below ``root``, and its step; raises NotSealed."""
+    found = newest(root)
+    if found is None:
+        raise NotSealed(
+            f"a trained force field from {root}", "no sealed checkpoint there", "run `hpc-cg run train` first"
+        )
+    forcefield = ForceField.from_description(found.description)
+    forcefield.load_state_dict(found.model)
+    return forcefield.eval(), found.step
+
+
+def _bytes(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,239 @@
+"""The trainer: force matching on delta forces, on any number of processes, readable from top to bottom.
+
+A step is a function of (seed, step): which frames, which noise. So a run that was stopped and resumed is the run that
+was not, and one process sees the samples that many see. Everything that can change lives in the model, the optimizer
+and the step, and these are what a checkpoint holds.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hpc_cg.errors import TrainingDiverged
+from hpc_cg.files import write_text
+from hpc_cg.forcefield.forcefield import ForceField
+from hpc_cg.learning import checkpoint as checkpoints
+from hpc_cg.learning.distributed import World, check_gradients, sum_gradients
+from hpc_cg.learning.labels import Batch, Labels
+from hpc_cg.learning.loss import ForceErrors, error_sums, errors_of, sum_of_squares
+from hpc_cg.store.dataset import batch_indices
+
+CHECK_FRAMES = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    steps             optimizer steps in all
+    batch_size        frames in the global batch, over all processes
+    learning_rate     its peak; linear warm-up over warmup_steps, then a cosine to final_learning_rate
+    clip              largest norm of the gradient of the loss divided by the delta labels' mean square
+    validate_every    steps between looks at the held-out frames
+    checkpoint_every  steps between checkpoints
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    final_learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    clip: float
+    validate_every: int
+    checkpoint_every: int
+    seed: int
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step (counted from 0)."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        along = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        wave = 0.5 * (1 + math.cos(math.pi * along))
+        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * wave
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: all its steps done, or stopped at a step boundary and saved."""
+
+    finished: bool
+    step: int
+    validation: ForceErrors
+    frames_per_s: float
+
+
+class Trainer:
+    """One training on one process of a world."""
+
+    def __init__(
+        self,
+        forcefield: ForceField,
+        labels: Labels,
+        train: Int[np.ndarray, "train"],
+        validation: Int[np.ndarray, "validation"],
+        settings: Settings,
+        world: World,
+        folder: Path,
+    ):
+        self.forcefield, self.labels, self.settings, self.world, self.folder = (
+            forcefield,
+            labels,
+            settings,
+            world,
+            folder,
+        )
+        self.train, self.validation = train, validation
+        self.device = next(forcefield.parameters()).device
+        self.parameters = [p for p in forcefield.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.step = 0
+        self.scale = 1.0
+        self.curves: list[dict[str, Any]] = []
+        self.running = [0.0, 0]
+
+    def run(
+        self, report: Callable[[int, str], None], stopped: Callable[[], bool], description: dict[str, Any]
+    ) -> Outcome:
+        """Train to the end, or until any process is asked to stop; resumes from the newest checkpoint.
+
+        report    called with the step and a short note after each step
+        stopped   asked at each step boundary
+        Raises TrainingDiverged with the frames that caused it.
+        """
+        self._resume()
+        errors = self._validate()
+        self.scale = errors.delta
+        if self.world.size > 1:
+            self._check_world()
+        began, first, note, ask_stop = time.perf_counter(), self.step, self._note(errors), False
+        report(self.step, note)
+        while self.step < self.settings.steps and not ask_stop:
+            ask_stop = self._train_one_step(stopped())
+            if self.step % self.settings.validate_every == 0 or self.step == self.settings.steps:
+                errors = self._validate()
+                note = self._note(errors)
+                self._record(errors)
+            if self.step % self.settings.checkpoint_every == 0 or self.step == self.settings.steps or ask_stop:
+                self._save(description)
+            report(self.step, note)
+        seconds = time.perf_counter() - began
+        rate = (self.step - first) * self.settings.batch_size / seconds if self.step > first else 0.0
+        return Outcome(self.step == self.settings.steps, self.step, errors, rate)
+
+    def _train_one_step(self, stop: bool) -> bool:
+        """One step of the optimizer; returns whether any process asked to stop."""
+        index = self.train[batch_indices(self.settings.seed, self.step, len(self.train), self.settings.batch_size)]
+        batch = self.labels.batch(index, "training noise", self.step)
+        mine = batch.part(slice(self.world.rank, len(index), self.world.size))
+        loss = self._gradient(mine, float(batch.weights.sum()))
+        flags = sum_gradients(self.parameters, self.world, torch.stack([loss, torch.tensor(float(stop))]).to(loss))
+        loss = flags[0]
+        if not torch.isfinite(loss):
+            raise self._diverged(batch)
+        rate = self.settings.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.running = [self.running[0] + float(loss) * self.scale, self.running[1] + 1]
+        return bool(flags[1] > 0)
+
+    def _gradient(self, batch: Batch, total_weight: float) -> Tensor:
+        """This process's part of the loss, and its gradient in the parameters."""
+        self.optimizer.zero_grad(set_to_none=True)
+        positions, label, weights = self._tensors(batch)
+        with torch.no_grad():
+            delta = label - self.forcefield.prior(positions).forces
+        loss = sum_of_squares(delta - self.forcefield.delta(positions), weights) / (total_weight * self.scale)
+        loss.backward()
+        return loss.detach()
+
+    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(  # type: ignore[return-value]
+            torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
+            for x in (batch.positions, batch.forces, batch.weights)
+        )
+
+    def _validate(self) -> ForceErrors:
+        """Errors on the held-out frames, with the same noise at every look; shared by the processes."""
+        batch = self.labels.batch(self.validation, "validation noise", 0)
+        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        size = self.settings.batch_size
+        for start in range(self.world.rank * size, len(batch.index), self.world.size * size):
+            positions, label, weights = self._tensors(batch.part(slice(start, start + size)))
+            prior = self.forcefield.prior(positions).forces
+            with torch.enable_grad():
+                network = self.forcefield.delta(positions).detach()
+            sums += error_sums(label, prior, prior + network, weights)
+        return errors_of(self.world.sum_(sums).cpu())
+
+    def _check_world(self) -> None:
+        index = self.train[:CHECK_FRAMES]
+        batch = self.labels.batch(index, "self-test", 0)
+        total = float(batch.weights.sum())
+        check_gradients(lambda part: self._gradient(batch.part(part), total), self.parameters, len(index), self.world)
+
+    def _diverged(self, batch: Batch) -> TrainingDiverged:
+        positions, label, _ = self._tensors(batch)
+        with torch.enable_grad():
+            forces = self.forcefield.prior(positions).forces + self.forcefield.delta(positions).detach()
+        bad = ~torch.isfinite(label - forces).all(dim=2).all(dim=1).cpu().numpy()
+        frames = self.labels.frames
+        where = [f"segment {frames.segment[i]} frame {frames.frame_index[i]}" for i in batch.index[bad][:5]] or [
+            "no single frame: the parameters themselves"
+        ]
+        return TrainingDiverged(
+            f"a finite loss at step {self.step}",
+            f"none, caused by {', '.join(where)}",
+            "lower train.learning_rate, or look at those frames; the newest checkpoint is kept",
+        )
+
+    def _record(self, errors: ForceErrors) -> None:
+        """A row of the learning curves: the mean training loss since the last row, and the held-out errors."""
+        row = {
+            "step": self.step,
+            "train": self.running[0] / self.running[1],
+            "learning_rate": self.settings.rate(self.step - 1),
+            "floor": errors.floor,
+        }
+        self.curves.append(row | asdict(errors))
+        self.running = [0.0, 0]
+        if self.world.rank == 0:
+            lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in self.curves)
+            write_text(self.folder / "curves.jsonl", lines)
+
+    def _note(self, errors: ForceErrors) -> str:
+        return f"force error {errors.residual**0.5:.1f}, noise floor {max(errors.floor, 0) ** 0.5:.1f} kJ/mol/nm"
+
+    def _save(self, description: dict[str, Any]) -> None:
+        if self.world.rank == 0:
+            state = checkpoints.Checkpoint(
+                step=self.step,
+                model={name: value.cpu() for name, value in self.forcefield.state_dict().items()},
+                optimizer=self.optimizer.state_dict(),
+                cursor={"step": self.step, "curves": self.curves, "running": self.running},
+                description=description,
+            )
+            checkpoints.save(self.folder, state)
+        self.world.barrier()
+
+    def _resume(self) -> None:
+        found = checkpoints.newest(self.folder)
+        if found is None:
+            return
+        self.forcefield.load_state_dict(found.model)
+        self.optimizer.load_state_dict(found.optimizer)
+        self.step, self.curves, self.running = found.step, found.cursor["curves"], found.cursor["running"]
