@@ -1,0 +1,1 @@
+"""Langevin dynamics of many replicas at once, in blocks that are recorded, resumed and exported."""

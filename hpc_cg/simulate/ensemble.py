@@ -1,0 +1,215 @@
+"""A group of replicas simulated as one dense batch, a block of steps at a time.
+
+Normal numbers are keyed by (seed, "langevin", replica, step // CHUNK), so a resumed run equals an
+uninterrupted one and a replica's noise does not depend on who shares its batch. At every saved frame a
+replica that diverged, or that turned into its mirror image, is quarantined: it is set back to its last good
+frame, held there, and recorded as NaN from then on; the others never notice, because replicas do not
+interact.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hpc_cg.beads import BeadSystem
+from hpc_cg.forcefield.coordinates import PriorParameters, bond_lengths, improper_products
+from hpc_cg.forcefield.evaluator import Evaluate
+from hpc_cg.randomness import stream
+from hpc_cg.simulate.langevin import EnsembleState, baoab, kinetic_temperatures, step
+from hpc_cg.simulate.recorder import BlockRecord, Quarantine
+from hpc_cg.units import kT
+
+CHUNK = 100
+"""Steps whose normal numbers one stream gives; a block is a whole number of these."""
+
+
+@dataclass(frozen=True)
+class SimulateParameters:
+    """timestep_ps, friction_per_ps and temperature_K of the dynamics; a frame is saved every ``save_every``
+    steps.
+    """
+
+    timestep_ps: float
+    friction_per_ps: float
+    temperature_K: float
+    save_every: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a replica counts as lost.
+
+    A bond (nm) outside [shortest, longest], an absolute energy above ``energy`` (kJ/mol), any number that is
+    none: diverged. An improper product whose sign is not ``hands``: mirrored.
+    """
+
+    bonds: tuple[tuple[int, int], ...]
+    shortest: Float[np.ndarray, "bond"]
+    longest: Float[np.ndarray, "bond"]
+    impropers: tuple[tuple[int, int, int, int], ...]
+    hands: Float[np.ndarray, "improper"]
+    energy: float
+
+    @staticmethod
+    def of(system: BeadSystem, prior: PriorParameters, temperature_K: float) -> "Limits":
+        """Bonds between half and twice their prior length, 1000 kT per bead, the hands of the priors."""
+        return Limits(
+            bonds=system.bonds,
+            shortest=0.5 * prior.bond_0,
+            longest=2.0 * prior.bond_0,
+            impropers=system.impropers,
+            hands=np.sign(prior.improper_0),
+            energy=1000.0 * kT(temperature_K) * system.n_beads,
+        )
+
+    def judge(
+        self, positions: Float[np.ndarray, "replica bead 3"], energies: Float[np.ndarray, "replica"]
+    ) -> tuple[Bool[np.ndarray, "replica"], Bool[np.ndarray, "replica"]]:
+        """Which replicas diverged, and which of the others are mirrored."""
+        finite = np.isfinite(positions).all(axis=(1, 2)) & (np.abs(energies) <= self.energy)
+        safe = np.where(finite[:, None, None], positions, 0.0)
+        with np.errstate(invalid="ignore"):
+            lengths, products = bond_lengths(safe, self.bonds), improper_products(safe, self.impropers)
+            bonded = ((lengths >= self.shortest) & (lengths <= self.longest)).all(axis=1)
+            mirrored = (products * self.hands < 0).any(axis=1)
+        diverged = ~(finite & bonded)
+        return diverged, mirrored & ~diverged
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a block gives: the state to go on from, and the record to write (frames, quarantine, temperature,
+    time).
+    """
+
+    state: EnsembleState
+    record: BlockRecord
+
+    @property
+    def quarantined(self) -> tuple[Quarantine, ...]:
+        return self.record.quarantined
+
+
+def state_of(record: BlockRecord, device: torch.device | str = "cpu") -> EnsembleState:
+    """The state that a recorded block ended in, bit for bit."""
+    arrays = (record.state_positions, record.state_velocities, record.state_forces, record.state_energies)
+    positions, velocities, forces, energies = (torch.as_tensor(array.copy(), device=device) for array in arrays)
+    return EnsembleState(positions, velocities, forces, energies, record.step)
+
+
+def run_block(
+    state: EnsembleState,
+    evaluate: Evaluate,
+    system: BeadSystem,
+    limits: Limits,
+    parameters: SimulateParameters,
+    n_steps: int,
+    seed: int,
+    replica_ids: Sequence[int],
+    quarantined: tuple[Quarantine, ...] = (),
+) -> BlockResult:
+    """Simulate ``n_steps`` (a multiple of CHUNK and of save_every) from a state at a multiple of CHUNK.
+
+    ``quarantined`` are those of earlier blocks. The frame at the start is judged but not saved.
+    """
+    assert n_steps % CHUNK == 0 and state.step % CHUNK == 0, f"{n_steps} steps from {state.step}, chunks of {CHUNK}"
+    assert n_steps % parameters.save_every == 0, f"{n_steps} steps, saved every {parameters.save_every}"
+    began = time.perf_counter()
+    group = _Group(evaluate, system, limits, parameters, seed, tuple(replica_ids))
+    out = list(quarantined)
+    state = group.judged(state, state, out)
+    frames: list[np.ndarray] = []
+    energies: list[np.ndarray] = []
+    temperatures: list[float] = []
+    for _ in range(n_steps // parameters.save_every):
+        state = group.judged(group.advanced(state, parameters.save_every), state, out)
+        inside = group.inside(out)
+        frames.append(np.where(inside[:, None, None], _array(state.positions), np.nan).astype(np.float32))
+        energies.append(np.where(inside, _array(state.energies), np.nan).astype(np.float32))
+        temperatures.append(group.temperature(state, inside))
+    record = BlockRecord(
+        replica_ids=tuple(replica_ids),
+        positions=np.stack(frames),
+        energies=np.stack(energies),
+        state_positions=_array(state.positions),
+        state_velocities=_array(state.velocities),
+        state_forces=_array(state.forces),
+        state_energies=_array(state.energies),
+        step=state.step,
+        quarantined=tuple(out),
+        kinetic_temperature_K=np.asarray(temperatures, np.float64),
+        seconds=time.perf_counter() - began,
+    )
+    return BlockResult(state, record)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()
+
+
+class _Group:
+    """What stays the same while a group runs, and its noise."""
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        system: BeadSystem,
+        limits: Limits,
+        parameters: SimulateParameters,
+        seed: int,
+        replica_ids: tuple[int, ...],
+    ):
+        self.evaluate, self.system, self.limits, self.parameters = evaluate, system, limits, parameters
+        self.seed, self.replica_ids = seed, replica_ids
+        self.chunk, self.normals = -1, torch.empty(0)
+
+    def advanced(self, state: EnsembleState, n_steps: int) -> EnsembleState:
+        """The state n_steps later."""
+        p = self.parameters
+        numbers = baoab(self.system.masses, p.timestep_ps, p.friction_per_ps, p.temperature_K, state.positions)
+        for _ in range(n_steps):
+            state = step(state, self.evaluate, numbers, self.noise(state))
+        return state
+
+    def noise(self, state: EnsembleState) -> Float[Tensor, "replica bead 3"]:
+        """The normal numbers of the step that starts at this state."""
+        chunk, place = divmod(state.step, CHUNK)
+        if chunk != self.chunk:
+            shape = (CHUNK, self.system.n_beads, 3)
+            streams = (stream(self.seed, "langevin", replica, chunk) for replica in self.replica_ids)
+            drawn = np.stack([one.standard_normal(shape, dtype=np.float32) for one in streams], axis=1)
+            self.chunk, self.normals = chunk, torch.from_numpy(drawn).to(state.positions)
+        return self.normals[place]
+
+    def inside(self, out: Sequence[Quarantine]) -> Bool[np.ndarray, "replica"]:
+        """Which replicas of the group are not quarantined."""
+        return ~np.isin(self.replica_ids, [q.replica for q in out])
+
+    def judged(self, state: EnsembleState, before: EnsembleState, out: list[Quarantine]) -> EnsembleState:
+        """Add to ``out`` who is lost at this state; all that are out are held at the state before."""
+        diverged, mirrored = self.limits.judge(_array(state.positions), _array(state.energies))
+        inside = self.inside(out)
+        for reason, found in (("diverged", diverged), ("mirrored", mirrored)):
+            out.extend(Quarantine(self.replica_ids[row], state.step, reason) for row in np.flatnonzero(found & inside))
+        held = torch.from_numpy(~self.inside(out)).to(state.positions.device)
+        if not bool(held.any()):
+            return state
+        wide = held[:, None, None]
+        return replace(
+            state,
+            positions=torch.where(wide, before.positions, state.positions),
+            velocities=torch.where(wide, before.velocities, state.velocities),
+            forces=torch.where(wide, before.forces, state.forces),
+            energies=torch.where(held, before.energies, state.energies),
+        )
+
+    def temperature(self, state: EnsembleState, inside: Bool[np.ndarray, "replica"]) -> float:
+        """Mean kinetic temperature (K) of the replicas that are in; NaN where none is."""
+        if not inside.any():
+            return float("nan")
+        return float(_array(kinetic_temperatures(state.velocities, self.system.masses))[inside].mean())
