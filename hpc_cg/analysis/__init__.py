@@ -1,0 +1,1 @@
+"""What simulated and reference frames say: coordinates, free energies, divergences, floors, estimates."""
