@@ -1,0 +1,212 @@
+"""Stage aggregate: judge the simulated ensemble against the archive, each figure beside its floor.
+
+The reference is every usable frame of the store, clean; where the kernel adds noise the model aims at the noised
+density, so it is judged against that as well. Forces are checked without any simulation by integrating them along ψ.
+"""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from hpc_cg import errors
+from hpc_cg.config import STRICT
+from hpc_cg.files import digest, read_json, write_arrays, write_json
+from hpc_cg.share import Team
+from hpc_cg.stages.progress import Heartbeat
+
+if TYPE_CHECKING:
+    from hpc_cg.analysis.comparison import Comparison
+    from hpc_cg.analysis.integration import PsiIntegration
+    from hpc_cg.analysis.sample import Sample
+    from hpc_cg.beads import BeadSystem
+    from hpc_cg.learning.labels import Labels
+    from hpc_cg.stages.study import Study
+
+ENSEMBLE = "ensemble.zarr"
+FORCE_BATCH = 2048
+
+
+@dataclass(frozen=True, config=STRICT)
+class AggregateConfig:
+    """The table [aggregate].
+
+    discard_fraction   beginning of each replica that is left out
+    bins               bins per axis of the (φ, ψ) histograms, two of them for outliers
+    block_ps           length of the reference's blocks in the bootstrap
+    resamples          bootstrap draws
+    """
+
+    discard_fraction: float = Field(default=0.1, ge=0, lt=1)
+    bins: int = Field(default=64, ge=4)
+    block_ps: float = Field(default=100.0, gt=0)
+    resamples: int = Field(default=100, ge=10)
+    seed: int = Field(default=1, ge=0)
+
+
+def work(study: "Study", team: Team, progress: Heartbeat) -> None:
+    """Compare, integrate, and keep numbers and arrays for the report; one member does it all."""
+    from hpc_cg.learning.labels import open_labels
+
+    if team.share.index != 0:
+        return
+    config: AggregateConfig = study.tables["aggregate"]
+    molecule = study.tables["prepare"].molecule
+    labels, spec = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed)
+    clean, noised = reference_samples(study, labels)
+    model = model_sample(study)
+    steps = 3 if noised is not None else 2
+    progress("comparing with the reference", 0, steps, "parts")
+    comparisons = {"clean": _compare(config, clean, model, spec.system)}
+    if noised is not None:
+        progress("comparing with the noised reference", 1, steps, "parts")
+        comparisons["noised"] = _compare(config, noised, model, spec.system)
+    progress("integrating forces", steps - 1, steps, "parts")
+    integrations, left_out = integrate(study, labels, spec.system, clean.blocks)
+    folder = study.folder("aggregate")
+    write_json(
+        folder / "estimates.json",
+        {
+            "sizes": {"reference": len(clean.positions), "model": len(model.positions), "bins": config.bins},
+            "estimates": [row for name, found in comparisons.items() for row in _rows(name, found)],
+            "integration": {
+                name: {key: value for key, value in asdict(result).items() if isinstance(value, float)}
+                for name, result in integrations.items()
+            },
+            "left_out": [*left_out, *(text for found in comparisons.values() for text in found.left_out)],
+        },
+    )
+    write_arrays(folder / "figures.npz", **_figures(config, study, clean, noised, model, spec.system, integrations))
+    progress("integrating forces", steps, steps, "parts")
+
+
+def reference_samples(study: "Study", labels: "Labels") -> "tuple[Sample, Sample | None]":
+    """Every usable frame of the archive, clean, and with the kernel's noise where it has any."""
+    from hpc_cg.analysis.sample import Sample
+
+    config: AggregateConfig = study.tables["aggregate"]
+    frames = labels.frames
+    stride_ps = read_json(study.folder("prepare") / "segments.json")[0]["stride_ps"]
+    block = frames.frame_index // max(1, round(config.block_ps / stride_ps))
+    _, blocks = np.unique(np.stack([frames.segment, block]), axis=1, return_inverse=True)
+    weights = frames.weights.astype(np.float64)
+    clean = Sample(frames.positions.astype(np.float64), weights, blocks.ravel())
+    if labels.kernel is None and frames.noise is None:
+        return clean, None
+    drawn = labels.batch(np.arange(frames.n_frames), "noised reference", 0).positions.astype(np.float64)
+    return clean, Sample(drawn, weights, blocks.ravel())
+
+
+def model_sample(study: "Study") -> "Sample":
+    """Frames of the ensemble after the discarded beginning; each replica is a block. Raises TooFewFrames."""
+    import zarr
+
+    from hpc_cg.analysis.sample import Sample
+
+    config: AggregateConfig = study.tables["aggregate"]
+    positions = np.asarray(zarr.open_array(study.folder("simulate") / ENSEMBLE, path="positions", mode="r")[:])
+    kept = positions[:, int(config.discard_fraction * positions.shape[1]) :]
+    replica = np.repeat(np.arange(kept.shape[0]), kept.shape[1])
+    flat = kept.reshape(-1, *kept.shape[2:])
+    whole = np.isfinite(flat).all(axis=(1, 2))
+    if not whole.any():
+        raise errors.TooFewFrames(
+            "frames of the model", "none: every replica was lost", "train longer or on more frames"
+        )
+    _, blocks = np.unique(replica[whole], return_inverse=True)
+    return Sample(flat[whole].astype(np.float64), np.ones(int(whole.sum())), blocks)
+
+
+def integrate(
+    study: "Study", labels: "Labels", system: "BeadSystem", blocks: np.ndarray
+) -> "tuple[dict[str, PsiIntegration], list[str]]":
+    """Free energy along ψ from the labels and from the trained force field, on the same frames."""
+    import torch
+
+    from hpc_cg.analysis.integration import psi_integration
+    from hpc_cg.forcefield.evaluator import evaluator
+    from hpc_cg.learning.checkpoint import load_forcefield
+
+    batch = labels.batch(np.arange(labels.frames.n_frames), "integration", 0)
+    forcefield, _ = load_forcefield(study.folder("train"))
+    evaluate = evaluator(forcefield, tabulated=False)
+    parts = torch.from_numpy(batch.positions).split(FORCE_BATCH)
+    predicted = np.concatenate([evaluate(part).forces.numpy() for part in parts])
+    results, left_out = {}, []
+    for name, forces in (("labels", batch.forces), ("network", predicted)):
+        try:
+            results[name] = psi_integration(
+                batch.positions,
+                forces,
+                system,
+                study.study.temperature_K,
+                weights=batch.weights.astype(np.float64),
+                blocks=blocks,
+            )
+        except (errors.TooFewFrames, errors.UnknownBeads) as error:
+            left_out.append(f"integration of the {name} along ψ: {error}")
+    return results, left_out
+
+
+def _compare(config: AggregateConfig, reference: "Sample", model: "Sample", system: "BeadSystem") -> "Comparison":
+    from hpc_cg.analysis.comparison import compare
+
+    return compare(reference, model, system, config.seed, config.bins, config.resamples)
+
+
+def _rows(against: str, comparison: "Comparison") -> list[dict[str, Any]]:
+    rows = []
+    for judged in comparison.judged:
+        floor = None if judged.floor is None else asdict(judged.floor)
+        rows.append(asdict(judged.estimate) | {"against": against, "floor": floor, "excess": judged.excess})
+    return rows
+
+
+def _figures(
+    config: AggregateConfig,
+    study: "Study",
+    clean: "Sample",
+    noised: "Sample | None",
+    model: "Sample",
+    system: "BeadSystem",
+    integrations: "dict[str, PsiIntegration]",
+) -> dict[str, np.ndarray]:
+    """The arrays that the report draws: histograms on common edges, the replicas in time, the integrations."""
+    import zarr
+
+    from hpc_cg.analysis import features, landscape, marginals
+
+    arrays: dict[str, np.ndarray] = {}
+    samples = {"reference": clean, "model": model} | ({} if noised is None else {"noised": noised})
+    for kind, measure in (("bond", marginals.bond_marginals), ("angle", marginals.angle_marginals)):
+        for number, one in enumerate(measure(clean, model, system, noised)):
+            arrays[f"{kind}_{number}_edges"] = one.reference.edges
+            for name in samples:
+                arrays[f"{kind}_{number}_{name}"] = getattr(one, name).density
+    for name, result in integrations.items():
+        arrays |= {f"integration_{name}_{key}": np.asarray(value) for key, value in asdict(result).items()}
+    residues = features.backbones(system)
+    if residues:
+        for name, sample in samples.items():
+            phi, psi = (features.dihedral(sample.positions, q) for q in (residues[0].phi, residues[0].psi))
+            arrays[f"surface_{name}"] = landscape.histogram(phi, psi, landscape.Grid(config.bins), sample.weights)
+        ensemble = np.asarray(zarr.open_array(study.folder("simulate") / ENSEMBLE, path="positions", mode="r")[:])
+        flat = ensemble.reshape(-1, *ensemble.shape[2:])
+        traces = features.dihedral(flat, residues[0].psi).reshape(ensemble.shape[:2])
+        arrays["replica_psi"] = np.degrees(np.where(np.isfinite(ensemble[:, :, 0, 0]), traces, np.nan))
+    return arrays
+
+
+def finish(study: "Study") -> tuple[str, dict[str, Any]]:
+    """Digest of the estimates, and the ones a person looks for first."""
+    content = read_json(study.folder("aggregate") / "estimates.json")
+    wanted = {"JS divergence φ, ψ": "JS", "free-energy error φ, ψ, root": "PMF error (kT)"}
+    summary = {
+        short: row["value"]
+        for row in content["estimates"]
+        for label, short in wanted.items()
+        if row["label"] == label and row["against"] == "clean"
+    }
+    return digest(content), {"model_frames": content["sizes"]["model"]} | summary

@@ -1,0 +1,174 @@
+"""Stage kernel: which density the model is trained on, and how its force labels are made.
+
+    none           the mapped forces at the positions of the archive
+    noise          positions blurred by σ, labelled with the score of the noise; needs no forces
+    noise+forces   the same, with the mapped forces mixed in by the W of least mean square
+
+Labels are drawn here once and stored, or redrawn at each step of the training (``draws``): then this stage only fits W.
+"""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from hpc_cg.config import STRICT
+from hpc_cg.files import digest, read_arrays, write_json
+from hpc_cg.share import Team
+from hpc_cg.stages.progress import Heartbeat
+
+if TYPE_CHECKING:
+    from hpc_cg.kernels.kernel import Kernel
+    from hpc_cg.stages.study import Study
+    from hpc_cg.store.layout import StoreSpec
+
+
+@dataclass(frozen=True, config=STRICT)
+class KernelConfig:
+    """The table [kernel].
+
+    kind       "none", "noise" or "noise+forces"
+    sigma_nm   standard deviation of the noise (not a variance); nm
+    draws      "redrawn" at each training step, or "stored" once
+    ridge      λ of the mixing, (kJ/mol/nm)² per frame and axis
+    seed       of stored draws
+    """
+
+    kind: Literal["none", "noise", "noise+forces"] = "none"
+    sigma_nm: float = Field(default=0.0, ge=0, le=0.1)
+    draws: Literal["redrawn", "stored"] = "redrawn"
+    ridge: float = Field(default=0.0, ge=0)
+    seed: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _noise_needs_a_width(self) -> "KernelConfig":
+        if self.kind != "none" and self.sigma_nm == 0:
+            raise ValueError(f'kind = "{self.kind}" needs sigma_nm above 0, e.g. sigma_nm = 0.005.')
+        if self.kind == "none" and (self.sigma_nm != 0 or self.draws == "stored"):
+            raise ValueError('kind = "none" draws nothing: remove sigma_nm and draws, or choose kind = "noise".')
+        return self
+
+
+def build(config: KernelConfig, second_moment: np.ndarray, temperature_K: float) -> "Kernel":
+    """The kernel of the settings; W is fitted to the second moment of the mapped forces, (kJ/mol/nm)²."""
+    from hpc_cg.kernels.mixing import optimal_mixing
+    from hpc_cg.kernels.noise import MappedForces, NoiseKernel
+
+    if config.kind == "none":
+        return MappedForces()
+    mixing = None
+    if config.kind == "noise+forces":
+        mixing = optimal_mixing(second_moment, config.sigma_nm, temperature_K, config.ridge)
+    return NoiseKernel(config.sigma_nm, temperature_K, mixing)
+
+
+def stored_spec(config: KernelConfig, source: "StoreSpec", prepared: str) -> "StoreSpec":
+    """The spec of the store of labels: the frames of the source, with a draw of the noise for each."""
+    from dataclasses import replace
+
+    return replace(
+        source,
+        arrays=("positions", "noise", "forces"),
+        kernel=f"{config.kind}, sigma {config.sigma_nm} nm",
+        seed=config.seed,
+        lineage=source.lineage | {"prepare": prepared},
+    )
+
+
+def work(study: "Study", team: Team, progress: Heartbeat) -> None:
+    """Fit W, and where draws are stored label every shard."""
+    from hpc_cg.kernels.mixing import label_mean_square
+    from hpc_cg.stages.product import need_seal
+    from hpc_cg.store import layout
+    from hpc_cg.store.dataset import open_spec
+    from hpc_cg.store.writer import read_commit
+
+    config: KernelConfig = study.tables["kernel"]
+    folder, prepared = study.folder("kernel"), study.folder("prepare")
+    fitted = read_arrays(prepared / "map.npz")
+    kernel = build(config, fitted["second_moment"], study.study.temperature_K)
+    first = team.share.index == 0
+    if first and config.kind != "none":
+        mixing = getattr(kernel, "mixing", None)
+        sides = {
+            side: label_mean_square(mixing, fitted[name], config.sigma_nm, study.study.temperature_K)
+            for side, name in (("train", "second_moment"), ("held_out", "second_moment_held_out"))
+        }
+        write_json(
+            folder / "kernel.json",
+            asdict(config)
+            | {
+                "mixing": None if mixing is None else mixing.tolist(),
+                "label_mean_square": {side: float(values.mean()) for side, values in sides.items()},
+            },
+        )
+    elif first:
+        moments = {"train": fitted["second_moment"], "held_out": fitted["second_moment_held_out"]}
+        values = {side: float(np.diag(moment).mean()) for side, moment in moments.items()}
+        write_json(folder / "kernel.json", asdict(config) | {"mixing": None, "label_mean_square": values})
+    if config.draws != "stored":
+        return
+    source = open_spec(prepared / layout.STORE, study.tables["prepare"].molecule)
+    spec = stored_spec(config, source, need_seal(prepared, "kernel").identity)
+    if first and not (folder / layout.STORE / spec.molecule / "zarr.json").exists():
+        layout.create(folder / layout.STORE, spec)
+    team.barrier()
+    done = 0
+    todo = [shard for shard in range(spec.n_shards) if read_commit(folder / layout.STORE, spec, shard) is None]
+    progress("drawing labels", done, spec.n_frames, "frames")
+    for shard in team.take(todo):
+        label_shard(study, kernel, source, spec, shard)
+        done += spec.frames_of(shard)[1] - spec.frames_of(shard)[0]
+        progress("drawing labels", done, spec.n_frames, "frames")
+
+
+def label_shard(study: "Study", kernel: "Kernel", source: "StoreSpec", spec: "StoreSpec", shard: int) -> None:
+    """Draw one label for each frame of a shard and write it; frames that fail get weight zero."""
+    from hpc_cg.frames import BeadFrames
+    from hpc_cg.randomness import stream
+    from hpc_cg.store import layout
+    from hpc_cg.store.dataset import read_shard
+    from hpc_cg.store.writer import write_shard
+
+    clean = read_shard(study.folder("prepare") / layout.STORE, source, shard)
+    condition = BeadFrames(clean.arrays["positions"], clean.arrays["forces"], clean.weights)
+    sample = kernel.sample(condition, stream(spec.seed, "noise", shard))
+    failed = sample.failed[:, None, None]
+    noise = sample.positions - condition.positions
+    content = layout.ShardFrames(
+        arrays={
+            "positions": condition.positions,
+            "noise": np.where(failed, np.nan, noise),
+            "forces": np.where(failed, np.nan, sample.forces),
+        },
+        frame_index=clean.frame_index,
+        segment=clean.segment,
+        weights=np.where(sample.failed, 0, clean.weights),
+    )
+    write_shard(study.folder("kernel") / layout.STORE, spec, shard, content)
+
+
+def finish(study: "Study") -> tuple[str, dict[str, Any]]:
+    """Digest and figures of the kernel."""
+    from hpc_cg.files import read_json
+    from hpc_cg.store import layout
+    from hpc_cg.store.dataset import open_spec
+    from hpc_cg.store.writer import read_commit
+
+    folder = study.folder("kernel")
+    fitted = read_json(folder / "kernel.json")
+    summary: dict[str, Any] = {
+        "kind": fitted["kind"],
+        "sigma_nm": fitted["sigma_nm"],
+        "label_mean_square": fitted["label_mean_square"],
+    }
+    crc: list[Any] = []
+    if study.tables["kernel"].draws == "stored":
+        spec = open_spec(folder / layout.STORE, study.tables["prepare"].molecule)
+        commits = [read_commit(folder / layout.STORE, spec, shard) for shard in range(spec.n_shards)]
+        crc = [commit.crc for commit in commits if commit]
+        assert len(crc) == spec.n_shards, "a stage is finished when every shard is committed"
+        summary["labelled"] = sum(commit.n_good for commit in commits if commit)
+    return digest([fitted, crc]), summary

@@ -1,0 +1,243 @@
+"""Stage simulate: Langevin dynamics of many replicas with the newest checkpoint, block by block.
+
+Replicas are simulated in groups of fixed size, each a dense batch; the groups are what the team divides. A replica's
+start, velocities and noise are keyed by its own number, so it does not matter who simulates which group.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from hpc_cg import errors
+from hpc_cg.config import STRICT
+from hpc_cg.files import digest, digest_bytes, read_json, write_json
+from hpc_cg.share import Team
+from hpc_cg.stages.progress import Heartbeat
+
+if TYPE_CHECKING:
+    from hpc_cg.stages.study import Study
+
+CHUNK_STEPS = 100
+ENSEMBLE = "ensemble.zarr"
+
+
+@dataclass(frozen=True, config=STRICT)
+class SimulateConfig:
+    """The table [simulate].
+
+    time_ps          simulated time of each replica
+    save_ps          time between saved frames
+    block_ps         time between seals; at most this much is lost by a kill
+    group_size       replicas in one dense batch
+    temperature_K    left out: that of the study, which is the only one the model is right for
+    n_knots          intervals of the tables that hold the network's filters
+    lost_budget      fraction of replicas that may be quarantined before the stage fails
+    export           trajectories for other programs, one file per replica: "xtc", "dcd" or "none"
+    """
+
+    n_replicas: int = Field(default=96, ge=1)
+    time_ps: float = Field(default=100.0, gt=0)
+    timestep_ps: float = Field(default=0.004, gt=0, le=0.02)
+    friction_per_ps: float = Field(default=1.0, gt=0)
+    save_ps: float = Field(default=0.2, gt=0)
+    block_ps: float = Field(default=20.0, gt=0)
+    group_size: int = Field(default=48, ge=1)
+    temperature_K: float | None = Field(default=None, gt=0)
+    n_knots: int = Field(default=1024, ge=16)
+    lost_budget: float = Field(default=0.5, ge=0, le=1)
+    export: Literal["xtc", "dcd", "none"] = "xtc"
+    seed: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> "SimulateConfig":
+        save, block, total = self.save_steps, self.block_steps, round(self.time_ps / self.timestep_ps)
+        if save < 1 or abs(save * self.timestep_ps - self.save_ps) > 1e-9:
+            raise ValueError(f"save_ps = {self.save_ps} is no whole number of steps of {self.timestep_ps} ps.")
+        if block % CHUNK_STEPS or block % save or block < 1:
+            raise ValueError(
+                f"block_ps = {self.block_ps} is {block} steps; it must be a multiple of {CHUNK_STEPS} steps "
+                "and of save_ps."
+            )
+        if total % block:
+            raise ValueError(f"time_ps = {self.time_ps} is no whole number of blocks of {self.block_ps} ps.")
+        return self
+
+    @property
+    def save_steps(self) -> int:
+        return round(self.save_ps / self.timestep_ps)
+
+    @property
+    def block_steps(self) -> int:
+        return round(self.block_ps / self.timestep_ps)
+
+    @property
+    def n_blocks(self) -> int:
+        return round(self.time_ps / self.timestep_ps) // self.block_steps
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The replicas of each group."""
+        ids = tuple(range(self.n_replicas))
+        return tuple(ids[first : first + self.group_size] for first in range(0, self.n_replicas, self.group_size))
+
+
+def starts(study: "Study", replicas: tuple[int, ...]) -> np.ndarray:
+    """A start for each replica: a frame of the distribution trained on, drawn by the replica's number; nm."""
+    from hpc_cg.learning.labels import open_labels
+    from hpc_cg.randomness import stream
+
+    config: SimulateConfig = study.tables["simulate"]
+    labels, _ = open_labels(
+        study.folder("prepare"), study.folder("kernel"), study.tables["prepare"].molecule, config.seed
+    )
+    weights = labels.frames.weights.astype(np.float64)
+    chosen = [
+        int(stream(config.seed, "start", replica).choice(len(weights), p=weights / weights.sum()))
+        for replica in replicas
+    ]
+    rows = [
+        labels.batch(np.asarray([frame]), "start noise", replica).positions
+        for frame, replica in zip(chosen, replicas, strict=True)
+    ]
+    return np.concatenate(rows)
+
+
+def work(study: "Study", team: Team, progress: Heartbeat) -> None:
+    """Simulate this member's groups from where they stand, then put the ensemble together."""
+    import torch
+
+    from hpc_cg.forcefield.evaluator import evaluator, table_error
+    from hpc_cg.learning.checkpoint import load_forcefield
+    from hpc_cg.simulate.ensemble import Limits, SimulateParameters, run_block, state_of
+    from hpc_cg.simulate.langevin import init
+    from hpc_cg.simulate.recorder import last_block, read_block, write_block
+
+    config: SimulateConfig = study.tables["simulate"]
+    temperature_K = _temperature(study)
+    folder = study.folder("simulate")
+    blocks = folder / "blocks"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    forcefield, step = load_forcefield(study.folder("train"))
+    forcefield = forcefield.to(device)
+    system = forcefield.system
+    evaluate = evaluator(forcefield, tabulated=True, n_knots=config.n_knots)
+    limits = Limits.of(system, forcefield.parameters_of_prior, temperature_K)
+    parameters = SimulateParameters(config.timestep_ps, config.friction_per_ps, temperature_K, config.save_steps)
+    total = config.n_replicas * config.n_blocks * config.block_steps
+    done = 0
+    progress("simulating", done, total, "replica-steps")
+    for group in team.take(range(len(config.groups))):
+        replicas = config.groups[group]
+        first = torch.from_numpy(starts(study, replicas)).to(device)
+        last = last_block(blocks, group)
+        if last is None:
+            state = init(first, evaluate, system.masses, temperature_K, config.seed, replicas)
+            quarantined: tuple = ()
+        else:
+            record = read_block(blocks, group, last)
+            state, quarantined = state_of(record, device), record.quarantined
+            done += len(replicas) * (last + 1) * config.block_steps
+        for block in range(0 if last is None else last + 1, config.n_blocks):
+            result = run_block(
+                state,
+                evaluate,
+                system,
+                limits,
+                parameters,
+                config.block_steps,
+                config.seed,
+                replicas,
+                quarantined,
+            )
+            write_block(blocks, group, block, result.record)
+            state, quarantined = result.state, result.quarantined
+            done += len(replicas) * config.block_steps
+            lost = f"{len(quarantined)} replicas of this group lost" if quarantined else ""
+            progress("simulating", done, total, "replica-steps", lost)
+    team.barrier()
+    if team.share.index == 0:
+        sample = torch.from_numpy(starts(study, config.groups[0]))
+        error = table_error(forcefield.cpu(), sample, config.n_knots)
+        write_json(folder / "engine.json", {"checkpoint_step": step, "table_error": error, "device": str(device)})
+        collect(study)
+
+
+def collect(study: "Study") -> None:
+    """Write the ensemble store, and for other programs a topology with one trajectory per replica."""
+    import zarr
+
+    from hpc_cg.simulate import export, recorder
+    from hpc_cg.store.dataset import open_spec
+    from hpc_cg.store.layout import STORE
+
+    config: SimulateConfig = study.tables["simulate"]
+    folder = study.folder("simulate")
+    system = open_spec(study.folder("prepare") / STORE, study.tables["prepare"].molecule).system
+    recorder.write_zarr(
+        folder / ENSEMBLE,
+        folder / "blocks",
+        len(config.groups),
+        config.n_blocks,
+        system,
+        config.save_ps,
+        {"temperature_K": _temperature(study), "seed": config.seed, "timestep_ps": config.timestep_ps},
+    )
+    if config.export == "none":
+        return
+    positions = zarr.open_array(folder / ENSEMBLE, path="positions", mode="r")
+    topology = export.bead_topology(system)
+    export.write_topology_pdb(folder / "trajectories" / "topology.pdb", system, np.asarray(positions[0, 0]))
+    for replica in range(config.n_replicas):
+        frames = np.asarray(positions[replica])
+        whole = np.isfinite(frames).all(axis=(1, 2))
+        if whole.any():
+            path = folder / "trajectories" / f"replica-{replica:05d}.{config.export}"
+            export.write_trajectory(path, frames[whole], topology, config.save_ps)
+
+
+def finish(study: "Study") -> tuple[str, dict[str, Any]]:
+    """Check how many replicas were lost; digest and figures of the ensemble."""
+    from hpc_cg.simulate.recorder import read_block
+
+    config: SimulateConfig = study.tables["simulate"]
+    folder = study.folder("simulate")
+    parts, seconds, temperatures, quarantined = [], 0.0, [], []
+    for group in range(len(config.groups)):
+        for block in range(config.n_blocks):
+            record = read_block(folder / "blocks", group, block)
+            parts.append(digest_bytes(record.positions.tobytes()))
+            seconds += record.seconds
+            temperatures.append(record.kinetic_temperature_K)
+        quarantined += list(record.quarantined)
+    write_json(folder / "quarantine.json", [vars(row) for row in quarantined])
+    if len(quarantined) > config.lost_budget * config.n_replicas:
+        raise errors.TooManyFailures(
+            f"at most {config.lost_budget:.0%} of {config.n_replicas} replicas lost",
+            f"{len(quarantined)} ({quarantined[0].reason} first at step {quarantined[0].step})",
+            f"train longer or on more frames, or shorten simulate.timestep_ps; see {folder / 'quarantine.json'}",
+        )
+    steps = config.n_replicas * config.n_blocks * config.block_steps
+    summary = {
+        "replicas": config.n_replicas,
+        "ns": config.n_replicas * config.time_ps / 1000,
+        "frames": config.n_replicas * config.n_blocks * config.block_steps // config.save_steps,
+        "diverged": sum(row.reason == "diverged" for row in quarantined),
+        "mirrored": sum(row.reason == "mirrored" for row in quarantined),
+        "replica_steps_per_s_and_process": steps / seconds,
+        "kinetic_temperature_K": float(np.nanmean(np.concatenate(temperatures))),
+    } | read_json(folder / "engine.json")
+    return digest(parts), summary
+
+
+def _temperature(study: "Study") -> float:
+    config: SimulateConfig = study.tables["simulate"]
+    wanted = study.study.temperature_K if config.temperature_K is None else config.temperature_K
+    if wanted != study.study.temperature_K:
+        raise errors.TemperatureMismatch(
+            f"simulate.temperature_K = {wanted}",
+            f"a store and a model made at {study.study.temperature_K} K",
+            "remove simulate.temperature_K: a coarse-grained force field is a free energy and holds at one temperature",
+        )
+    return wanted

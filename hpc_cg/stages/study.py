@@ -1,0 +1,113 @@
+"""A study: the tables of all stages together, and every path of a run.
+
+The fingerprint of a stage hashes its own table and the fingerprints of the stages it reads: changing a late table
+leaves early products sealed, changing an early one makes the later ones stale.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from hpc_cg.config import STRICT, parse_tables
+from hpc_cg.files import digest
+from hpc_cg.stages.aggregate import AggregateConfig
+from hpc_cg.stages.kernel import KernelConfig
+from hpc_cg.stages.prepare import PrepareConfig
+from hpc_cg.stages.product import State, read_seal, state
+from hpc_cg.stages.reference import ReferenceConfig
+from hpc_cg.stages.report import ReportConfig
+from hpc_cg.stages.simulate import SimulateConfig
+from hpc_cg.stages.train import TrainConfig
+
+FORMAT = 1
+"""Raised when a product of an older version must not be taken for one of this."""
+
+UPSTREAM: dict[str, tuple[str, ...]] = {
+    "reference": (),
+    "prepare": ("reference",),
+    "kernel": ("prepare",),
+    "train": ("prepare", "kernel"),
+    "simulate": ("prepare", "train"),
+    "aggregate": ("prepare", "kernel", "train", "simulate"),
+    "report": ("prepare", "kernel", "train", "simulate", "aggregate"),
+}
+"""Which sealed products each stage reads."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class StudyConfig:
+    """The table [study]: what all stages share."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    temperature_K: float = Field(gt=0)
+    folder: str = "run"
+
+
+TABLES: dict[str, type] = {
+    "study": StudyConfig,
+    "reference": ReferenceConfig,
+    "prepare": PrepareConfig,
+    "kernel": KernelConfig,
+    "train": TrainConfig,
+    "simulate": SimulateConfig,
+    "aggregate": AggregateConfig,
+    "report": ReportConfig,
+}
+
+
+class Study:
+    """A study file that has been read and found right."""
+
+    def __init__(self, path: Path, tables: dict[str, Any]):
+        self.path = path.resolve()
+        self.tables = tables
+        self.study: StudyConfig = tables["study"]
+
+    @property
+    def root(self) -> Path:
+        """The folder that relative paths of the study start from."""
+        return self.path.parent
+
+    @property
+    def run_folder(self) -> Path:
+        return (self.root / self.study.folder).resolve()
+
+    def folder(self, stage: str) -> Path:
+        """The product folder of a stage."""
+        return self.run_folder / stage
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of this study in order; ``reference`` only where the study makes its own archive."""
+        return tuple(name for name in UPSTREAM if name in self.tables)
+
+    def upstream(self, stage: str) -> tuple[str, ...]:
+        return tuple(name for name in UPSTREAM[stage] if name in self.tables)
+
+    def fingerprint(self, stage: str) -> str:
+        """Digest of everything in the study file that decides the product of a stage."""
+        before = {name: self.fingerprint(name) for name in self.upstream(stage)}
+        return digest([FORMAT, stage, asdict(self.tables[stage]), self.study.name, self.study.temperature_K, before])
+
+    def inputs(self, stage: str) -> dict[str, str]:
+        """Identity of each upstream seal that is there."""
+        seals = {name: read_seal(self.folder(name)) for name in self.upstream(stage)}
+        return {name: seal.identity for name, seal in seals.items() if seal is not None}
+
+    def state(self, stage: str) -> State:
+        """Sealed, stale, partial or absent; stale too where something before it is."""
+        own = state(self.folder(stage), self.fingerprint(stage), self.inputs(stage))
+        if own == State.SEALED and any(self.state(name) != State.SEALED for name in self.upstream(stage)):
+            return State.STALE
+        return own
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study file; raises ConfigError with all its mistakes, MissingInput."""
+    from hpc_cg.config import read_toml
+
+    wanted = {name: cls for name, cls in TABLES.items() if name != "reference" or "reference" in read_toml(path)}
+    return Study(path, parse_tables(path, wanted, required=("study", "prepare")))
