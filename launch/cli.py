@@ -1,0 +1,149 @@
+"""The command line: hpc-cg run, status, show, audit, templates."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from hpc_cg.errors import HpcCgError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="From an archive of all-atom trajectories to a coarse-grained force field that has been simulated and judged.",
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file, e.g. study.toml.")]
+
+
+@app.command()
+def run(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[STAGE|all] STUDY", help="A stage (all of them where none is named), and the study file."
+        ),
+    ],
+    ranks: Annotated[int, typer.Option(min=0, help="Processes to use; 0 means one for each core.")] = 0,
+) -> None:
+    """Run a stage, or all, here and now, with progress.
+
+    What is sealed is skipped; what was interrupted continues where it stopped. A product that no longer fits the
+    study is moved to run/superseded and made again.
+
+    [bold]Example:[/] hpc-cg run all study.toml
+    """
+    import os
+
+    from launch.pipeline import run_stages
+
+    if len(words) > 2:
+        raise typer.BadParameter(f"expected [STAGE|all] STUDY, got {' '.join(words)}")
+    found = _study(Path(words[-1]))
+    target = words[0] if len(words) == 2 else "all"
+    n_ranks = ranks or len(os.sched_getaffinity(0))
+    raise typer.Exit(run_stages(found, _stages(found, target), n_ranks, console, errors))
+
+
+@app.command()
+def status(
+    study: StudyFile, json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False
+) -> None:
+    """Say which stages are sealed, partial (with counts), stale or absent.
+
+    [bold]Example:[/] hpc-cg status study.toml
+    """
+    from launch.view import status_table
+
+    found = _study(study)
+    if json:
+        console.print_json(data={stage: str(found.state(stage)) for stage in found.stages})
+        return
+    console.print(status_table(found))
+
+
+@app.command()
+def show(
+    target: Annotated[
+        Path, typer.Argument(metavar="STUDY|ARCHIVE", help="A study file, or trajectory files or folders.")
+    ],
+    stage: Annotated[str, typer.Argument(metavar="[STAGE]", help="Only this stage's product.")] = "",
+) -> None:
+    """Show what is in the products of a study, or in an archive of trajectories.
+
+    [bold]Examples:[/] hpc-cg show study.toml train     hpc-cg show trajectories/
+    """
+    from launch.inspect import archive_table, product_lines
+
+    if target.suffix != ".toml":
+        console.print(archive_table(target))
+        return
+    found = _study(target)
+    for name in _stages(found, stage or "all"):
+        for line in product_lines(found, name):
+            console.print(escape(line), soft_wrap=True)
+
+
+@app.command()
+def audit(study: StudyFile) -> None:
+    """Prove that the products of a study are whole: every frame once, checksums, finite numbers, the archive unchanged.
+
+    Exits with 1 and lists every fault where they are not. [bold]Example:[/] hpc-cg audit study.toml
+    """
+    from launch.inspect import audit_study
+
+    faults = audit_study(_study(study), lambda line: console.print(escape(line), soft_wrap=True))
+    for fault in faults:
+        errors.print(f"[red]fault:[/] {escape(fault)}", soft_wrap=True)
+    raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def templates(
+    folder: Annotated[Path, typer.Argument(help="Folder to write into.")] = Path("slurm_templates"),
+) -> None:
+    """Write one sbatch script per stage, for sites that submit by hand.
+
+    [bold]Example:[/] hpc-cg templates my_templates && sbatch my_templates/prepare.sbatch study.toml
+    """
+    from launch.templates import write_templates
+
+    write_templates(folder)
+    console.print(f"written to {escape(str(folder))}")
+
+
+def _study(path: Path) -> Any:
+    from hpc_cg.stages.study import read_study
+
+    return read_study(path)
+
+
+def _stages(study: Any, target: str) -> tuple[str, ...]:
+    from hpc_cg.errors import ConfigError
+
+    if target == "all":
+        return study.stages
+    if target not in study.stages:
+        raise ConfigError(
+            study.path.name, [f"{target} is no stage of this study. Known: {', '.join(study.stages)}, all."]
+        )
+    return (target,)
+
+
+def main() -> None:
+    """Entry point: errors of this project become one sentence on stderr and an exit code."""
+    try:
+        app()
+    except HpcCgError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("stopped; what is sealed or committed stays, run again to continue")
+        sys.exit(130)

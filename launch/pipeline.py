@@ -1,0 +1,65 @@
+"""Stages in order: skip what is sealed, run what is not, stop at the first that fails, show the figures at the end."""
+
+import time
+
+from rich.console import Console
+from rich.markup import escape
+
+from hpc_cg.files import read_json
+from hpc_cg.stages.product import State, read_seal
+from hpc_cg.stages.study import Study
+from launch.local import run_stage
+from launch.view import one_line, watching
+
+PARTIAL = 75
+
+
+def run_stages(study: Study, stages: tuple[str, ...], n_ranks: int, console: Console, errors: Console) -> int:
+    """Run the given stages here, and return the exit code."""
+    console.print(f"[bold]{escape(study.study.name)}[/]  {escape(str(study.run_folder))}", soft_wrap=True)
+    for stage in stages:
+        if study.state(stage) == State.SEALED:
+            console.print(f"  {stage:<10} already sealed: {escape(_summary(study, stage))}", soft_wrap=True)
+            continue
+        if study.state(stage) == State.STALE:
+            console.print(
+                f"  {stage:<10} [magenta]stale[/]: settings or inputs have changed; moved to superseded/, made again"
+            )
+        with watching(console, stage) as view:
+            ended = run_stage(study, stage, n_ranks, view)
+        if ended.code == PARTIAL:
+            console.print(f"  {stage:<10} [yellow]stopped and saved[/]; run again to continue")
+            return PARTIAL
+        if ended.code:
+            errors.print(f"[red]error in {stage}:[/] {escape(ended.message)}", soft_wrap=True)
+            errors.print(f"  log: {escape(str(ended.log))}", soft_wrap=True)
+            return ended.code if ended.code > 0 else 1
+        console.print(
+            f"  {stage:<10} [green]sealed[/] in {_time(ended.seconds)}: {escape(_summary(study, stage))}",
+            soft_wrap=True,
+        )
+    if "report" in stages:
+        show_result(study, console)
+    return 0
+
+
+def show_result(study: Study, console: Console) -> None:
+    """The table a person reads at the end, and the path of the report."""
+    summary = study.folder("report") / "summary.json"
+    if not summary.exists():
+        return
+    content = read_json(summary)
+    console.print()
+    width = max(len(row[0]) for row in content)
+    for label, value in content:
+        console.print(f"  {label:<{width}}  {escape(value)}", soft_wrap=True)
+    console.print(f"\n  {'report':<{width}}  {escape(str(study.folder('report') / 'report.html'))}", soft_wrap=True)
+
+
+def _summary(study: Study, stage: str) -> str:
+    seal = read_seal(study.folder(stage))
+    return one_line(seal.summary) if seal else ""
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%M min %S s", time.gmtime(seconds)) if seconds >= 60 else f"{seconds:.1f} s"
