@@ -1,0 +1,89 @@
+"""Shapes and types of the library are checked while the tests run; fixtures that several folders share.
+
+HPC_CG_REQUIRE names marks, e.g. ``mpi,slurm``, whose tests must run: a skip of one of them is a failure.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_hook = install_import_hook("hpc_cg", "beartype.beartype")
+
+REQUIRED = {mark for mark in os.environ.get("HPC_CG_REQUIRE", "").split(",") if mark}
+SLURM_FOLDER = Path(__file__).parent / "slurm"
+SLURM_PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "sbatch", "srun")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn the skip of a test that must run into a failure."""
+    report = yield
+    needed = REQUIRED & {mark.name for mark in item.iter_markers()}
+    if report.skipped and needed and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, though HPC_CG_REQUIRE asks for {', '.join(sorted(needed))}: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A file that skips as a whole hides its marks, so that is a failure too where tests must run."""
+    report = yield
+    if report.skipped and REQUIRED:
+        report.outcome = "failed"
+    return report
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data that HPC_CG_DATA names; its tests skip where there is none."""
+    named = os.environ.get("HPC_CG_DATA")
+    if not named or not Path(named).is_dir():
+        pytest.skip("HPC_CG_DATA does not name a folder of real data")
+    return Path(named)
+
+
+@pytest.fixture(scope="session")
+def mpiexec() -> Path:
+    """The launcher of the MPI that mpi4py uses: the one beside this Python, else the one on the path."""
+    pytest.importorskip("mpi4py")
+    beside = Path(sys.executable).with_name("mpiexec")
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if found is None:
+        pytest.skip("no mpiexec beside this Python or on the path")
+    return Path(found)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real Slurm of two nodes on this machine; gives the environment in which its commands work.
+
+    The nodes advertise more cores, memory and GPUs than there are, so that real batch scripts are accepted.
+    """
+    missing = [name for name in SLURM_PROGRAMS if shutil.which(name) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs root and the Slurm packages (not found: {', '.join(missing) or 'root'})")
+    sandbox = tmp_path_factory.mktemp("slurm")
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PMI"))}
+    environ = outside | {"SLURM_SANDBOX": str(sandbox), "SLURM_CONF": str(sandbox / "etc" / "slurm.conf")}
+    ports = {"PORT_BASE": str(25000 + 1000 * (os.getpid() % 7))}  # two test runs on one machine seldom meet
+    size = ports | {
+        "NODES": "2",
+        "CPUS_PER_NODE": "32",
+        "MEM_PER_NODE": "128000",
+        "GPUS_PER_NODE": "4",
+        "CLEAN": "1",
+    }
+    try:
+        subprocess.run(["bash", SLURM_FOLDER / "start_slurm.sh"], env=environ | size, check=True, timeout=180)
+        yield environ
+    finally:
+        subprocess.run(["bash", SLURM_FOLDER / "stop_slurm.sh"], env=environ | size, check=True, timeout=120)

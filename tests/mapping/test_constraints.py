@@ -1,0 +1,89 @@
+"""Rigid groups are what never changes its shape, however the frames come in."""
+
+import numpy as np
+import pytest
+
+from hpc_cg.errors import TooFewFrames
+from hpc_cg.mapping.constraints import DistanceMoments, candidate_pairs, group_matrix, rigid_groups
+
+
+def turned_water(n_frames: int, n_molecules: int, seed: int = 0) -> np.ndarray:
+    """Rigid triangles, turned and moved at random; float32, atoms O H H of each."""
+    generator = np.random.default_rng(seed)
+    body = np.array([[0, 0, 0], [0.0957, 0, 0], [-0.024, 0.0927, 0]])
+    turns = np.linalg.qr(generator.normal(size=(n_frames, n_molecules, 3, 3)))[0]
+    places = np.arange(n_molecules)[:, None] * 0.4 + generator.normal(size=(n_frames, n_molecules, 3)) * 0.02
+    waters = np.einsum("tmij,aj->tmai", turns, body) + places[:, :, None]
+    return waters.reshape(n_frames, 3 * n_molecules, 3).astype(np.float32)
+
+
+def test_rigid_molecules_are_found_and_free_atoms_stand_alone():
+    positions = turned_water(100, 2)
+    free = np.random.default_rng(1).normal(size=(100, 1, 3)).astype(np.float32)
+    positions = np.concatenate([positions, free], axis=1)
+    moments = DistanceMoments.of(positions, candidate_pairs(positions[0]))
+    assert rigid_groups(moments, 7) == ((0, 1, 2), (3, 4, 5), (6,))
+
+
+def test_bond_that_vibrates_is_not_rigid():
+    positions = turned_water(200, 1)
+    positions[:, 1] += np.random.default_rng(2).normal(scale=2e-3, size=(200, 3)).astype(np.float32)
+    moments = DistanceMoments.of(positions, candidate_pairs(positions[0]))
+    assert rigid_groups(moments, 3) == ((0, 2), (1,))
+    assert rigid_groups(moments, 3, threshold_nm=0.01) == ((0, 1, 2),)
+
+
+def test_moments_added_in_pieces_equal_moments_at_once():
+    positions = turned_water(700, 2)
+    pairs = candidate_pairs(positions[0])
+    total = DistanceMoments.empty(pairs)
+    for piece in np.split(positions, [0, 1, 13, 400]):
+        total = total + DistanceMoments.of(piece, pairs)
+    wide = positions.astype(np.float64)
+    distances = np.linalg.norm(wide[:, pairs[:, 0]] - wide[:, pairs[:, 1]], axis=2)
+    assert total.count == 700
+    np.testing.assert_allclose(total.mean, distances.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(total.deviation, distances.std(axis=0), atol=1e-12)
+
+
+def test_no_frames_add_nothing():
+    positions = turned_water(5, 1)
+    pairs = candidate_pairs(positions[0])
+    moments = DistanceMoments.of(positions, pairs)
+    same = DistanceMoments.empty(pairs) + moments + DistanceMoments.of(positions[:0], pairs)
+    np.testing.assert_array_equal(same.mean, moments.mean)
+    np.testing.assert_array_equal(same.m2, moments.m2)
+
+
+def test_large_system_watches_near_pairs_only_and_finds_the_same_groups():
+    positions = turned_water(50, 100)
+    pairs = candidate_pairs(positions[0])
+    assert len(pairs) < 2000 and (pairs[:, 0] < pairs[:, 1]).all()
+    groups = rigid_groups(DistanceMoments.of(positions, pairs), 300)
+    assert groups == tuple((3 * i, 3 * i + 1, 3 * i + 2) for i in range(100))
+
+
+def test_one_frame_is_too_few():
+    positions = turned_water(1, 1)
+    with pytest.raises(TooFewFrames, match="1 frames"):
+        rigid_groups(DistanceMoments.of(positions, candidate_pairs(positions[0])), 3)
+
+
+def test_group_matrix_gives_atoms_the_weight_of_their_group():
+    matrix = group_matrix([(0, 2), (1,)], 3)
+    np.testing.assert_array_equal(matrix @ [5.0, 7.0], [5.0, 7.0, 5.0])
+    with pytest.raises(AssertionError):
+        group_matrix([(0, 1), (1, 2)], 3)
+
+
+@pytest.mark.data
+def test_bonds_to_hydrogen_are_the_only_rigid_ones_of_alanine(data_folder):
+    import h5py
+
+    with h5py.File(data_folder / "ala2_all_atom" / "300K_1.h5") as file:
+        positions = file["positions"][::200]
+    moments = DistanceMoments.of(positions, candidate_pairs(positions[0]))
+    groups = [group for group in rigid_groups(moments, 22) if len(group) > 1]
+    assert groups == [(0, 1, 2, 3), (6, 7), (8, 9), (10, 11, 12, 13), (16, 17), (18, 19, 20, 21)]
+    deviation = np.sort(moments.deviation)
+    assert deviation[11] < 1e-6 and deviation[12] > 1e-3

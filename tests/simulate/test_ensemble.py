@@ -1,0 +1,101 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hpc_cg.forcefield.evaluator import evaluator
+from hpc_cg.forcefield.forcefield import ForceField
+from hpc_cg.simulate.ensemble import Limits, SimulateParameters, state_of
+from hpc_cg.simulate.recorder import Quarantine, read_block, write_block
+
+REPLICAS = tuple(range(8))
+MIRROR = np.array([1.0, 1.0, -1.0])
+
+
+def same(one, two) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(two, name)) for name in ("positions", "velocities", "forces"))
+
+
+def test_resumed_ensemble_equals_uninterrupted_one(ensemble, tmp_path):
+    whole = ensemble.run(ensemble.start(REPLICAS), 400, REPLICAS)
+    first = ensemble.run(ensemble.start(REPLICAS), 100, REPLICAS)
+    write_block(tmp_path, 0, 0, first.record)
+    kept = read_block(tmp_path, 0, 0)
+    rest = ensemble.run(state_of(kept), 300, REPLICAS, kept.quarantined)
+    assert same(whole.state, rest.state) and whole.state.step == rest.state.step == 400
+    assert np.array_equal(whole.record.positions, np.concatenate((first.record.positions, rest.record.positions)))
+    assert np.array_equal(whole.record.energies, np.concatenate((first.record.energies, rest.record.energies)))
+
+
+def test_replica_does_not_depend_on_its_companions(ensemble):
+    here = ensemble.run(ensemble.start((0, 1, 2, 3)), 200, (0, 1, 2, 3)).record
+    there = ensemble.run(ensemble.start((0, 11, 2, 9)), 200, (0, 11, 2, 9)).record
+    assert np.array_equal(here.positions[:, [0, 2]], there.positions[:, [0, 2]])
+    assert not np.array_equal(here.positions[:, 1], there.positions[:, 1])
+
+
+def test_group_size_and_place_matter_only_by_rounding(ensemble):
+    forcefield = ForceField(ensemble.system, ensemble.prior).double()
+    exact = replace(ensemble, evaluate=evaluator(forcefield, torch.float64), dtype=torch.float64)
+    many = exact.run(exact.start(REPLICAS), 100, REPLICAS).state
+    few = exact.run(exact.start((5, 2)), 100, (5, 2)).state
+    assert torch.allclose(many.positions[[5, 2]], few.positions, rtol=0, atol=1e-10)
+
+
+def test_temperature_and_bonds_of_a_healthy_run(ensemble):
+    damped = replace(ensemble, parameters=SimulateParameters(0.002, 20.0, 300.0, 50))
+    record = damped.run(ensemble.start(tuple(range(64))), 500, tuple(range(64))).record
+    assert record.quarantined == ()
+    assert record.kinetic_temperature_K[-5:].mean() == pytest.approx(295, abs=15)
+    bond = np.linalg.norm(record.positions[:, :, 1] - record.positions[:, :, 0], axis=-1)
+    assert bond.mean() == pytest.approx(ensemble.prior.bond_0[0], rel=0.05)
+    assert record.seconds > 0 and record.positions.dtype == np.float32
+
+
+@pytest.mark.parametrize("harm", ["nan", "stretched", "torn"])
+def test_bad_start_is_quarantined_and_the_others_go_on_unchanged(ensemble, harm):
+    frames = ensemble.frames.copy()
+    if harm == "nan":
+        frames[3, 2, 1] = np.nan
+    else:
+        frames[3, 5] += 0.4 if harm == "stretched" else 1e6
+    healthy = ensemble.run(ensemble.start(REPLICAS), 200, REPLICAS)
+    ill = ensemble.run(ensemble.start(REPLICAS, frames), 200, REPLICAS)
+    others = [0, 1, 2, 4, 5, 6, 7]
+    assert ill.quarantined == (Quarantine(3, 0, "diverged"),)
+    assert np.isnan(ill.record.positions[:, 3]).all() and np.isnan(ill.record.energies[:, 3]).all()
+    assert np.array_equal(ill.record.positions[:, others], healthy.record.positions[:, others])
+    assert np.isfinite(ill.record.kinetic_temperature_K).all()
+    assert torch.equal(ill.state.positions[3], torch.tensor(frames[3], dtype=torch.float32)) or harm == "nan"
+
+
+def test_mirrored_start_is_found(ensemble):
+    frames = ensemble.frames.copy()
+    frames[[1, 6]] *= MIRROR
+    result = ensemble.run(ensemble.start(REPLICAS, frames), 100, REPLICAS)
+    assert result.quarantined == (Quarantine(1, 0, "mirrored"), Quarantine(6, 0, "mirrored"))
+
+
+def test_replica_lost_on_the_way_keeps_its_good_frames_and_stays_out(ensemble):
+    first = ensemble.run(ensemble.start(REPLICAS), 100, REPLICAS)
+    kicked = first.state.velocities.clone()
+    kicked[2, 0] += 1000.0
+    second = ensemble.run(replace(first.state, velocities=kicked), 100, REPLICAS)
+    assert second.quarantined == (Quarantine(2, 150, "diverged"),)
+    assert np.isfinite(first.record.positions).all() and np.isnan(second.record.positions[:, 2]).all()
+    assert torch.equal(second.state.positions[2], first.state.positions[2])
+    third = ensemble.run(second.state, 100, REPLICAS, second.quarantined)
+    assert third.quarantined == second.quarantined
+    assert np.isnan(third.record.positions[:, 2]).all() and np.isfinite(third.record.positions[:, 3]).all()
+
+
+def test_limits_see_bonds_energies_and_hands(ensemble):
+    limits = Limits.of(ensemble.system, ensemble.prior, 300.0)
+    positions, energies = ensemble.frames[:4].copy(), np.zeros(4)
+    positions[1] *= MIRROR
+    positions[2, 0] = positions[2, 1] + 0.01
+    energies[3] = -1e6
+    diverged, mirrored = limits.judge(positions, energies)
+    assert diverged.tolist() == [False, False, True, True]
+    assert mirrored.tolist() == [False, True, False, False]

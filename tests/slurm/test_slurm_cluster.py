@@ -1,0 +1,111 @@
+"""A real Slurm of two nodes: ranks find one another, singletons are noticed, batch scripts run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.resources import Resources
+from launch.templates import DEFAULTS, sbatch_text
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).parents[2]
+TWO_BY_TWO = ("-N2", "--ntasks-per-node=2", "--mem-per-cpu=200")
+TELL_RANK = """
+import json, os, sys, time
+from dataclasses import asdict
+from jobs.allocation import team_for, who_am_i
+me, team = who_am_i(os.environ), team_for(os.environ)
+taken = []
+for item in team.take(range(20)):
+    taken.append(item)
+    time.sleep(0.02)
+sys.stdout.write(json.dumps(asdict(me) | {"taken": taken, "node": os.environ["SLURMD_NODENAME"]}) + chr(10))
+"""
+
+
+def run(slurm: dict[str, str], *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command from the checkout, never longer than a minute."""
+    environ = slurm | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "UCX_LOG_LEVEL": "error"}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.mpi
+def test_two_nodes_by_two_tasks_are_one_team_and_take_each_item_once(slurm, mpiexec):
+    done = run(slurm, "srun", "--mpi=pmi2", *TWO_BY_TWO, sys.executable, "-c", TELL_RANK)
+    ranks = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda one: one["rank"])
+    assert [(one["rank"], one["world_size"], one["local_rank"], one["node"]) for one in ranks] == [
+        (0, 4, 0, "node1"),
+        (1, 4, 1, "node1"),
+        (2, 4, 0, "node2"),
+        (3, 4, 1, "node2"),
+    ]
+    assert {one["master_addr"] for one in ranks} == {"node1"}
+    assert len({one["master_port"] for one in ranks}) == 1
+    assert sorted(item for one in ranks for item in one["taken"]) == list(range(20))
+
+
+@pytest.mark.mpi
+def test_a_launch_without_mpi_is_noticed_by_every_process(slurm, mpiexec):
+    done = run(slurm, "srun", "--mpi=none", *TWO_BY_TWO, sys.executable, "-c", TELL_RANK, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("BrokenLaunch: joining the 4 processes of this job: found an MPI world of 1") == 4
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("stage", DEFAULTS)
+def test_slurm_accepts_the_committed_scripts(slurm, stage):
+    done = run(slurm, "sbatch", "--test-only", f"slurm_templates/{stage}.sbatch", "study.toml")
+    assert "to start at" in done.stderr
+
+
+def test_a_batch_script_runs_its_srun_line_on_every_task_and_names_its_logs(slurm, tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "$SLURM_PROCID: $* until $HPC_CG_END_TIME"\n')
+    python.chmod(0o755)
+    ask = Resources(nodes=2, tasks_per_node=2, mem_gb=1, time_minutes=2, log_folder=str(tmp_path), job_name="try")
+    script = tmp_path / "prepare.sbatch"
+    script.write_text(sbatch_text("prepare", ask, "my study.toml"))
+    here = slurm | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+    job = run(here, "sbatch", "--wait", "--parsable", str(script)).stdout.strip()
+    lines = sorted((tmp_path / f"try-{job}.out").read_text().splitlines())
+    assert [line.split(" until ")[0] for line in lines] == [
+        f"{rank}: -m jobs prepare my study.toml" for rank in range(4)
+    ]
+    assert (tmp_path / f"try-{job}.err").read_text() == ""
+    shown = run(slurm, "scontrol", "show", "job", job).stdout
+    assert "Requeue=1" in shown
+    assert "TimeLimit=00:02:00" in shown
+
+
+@pytest.mark.mpi
+def test_one_failing_task_ends_the_step(slurm, mpiexec):
+    script = (
+        "import os\n"
+        "from hpc_cg.errors import BadFrames\n"
+        "from jobs.allocation import abort_together, team_for\n"
+        "with abort_together():\n"
+        "    team = team_for(os.environ)\n"
+        "    if team.share.index == 3: raise BadFrames('reading a.trr', 'no numbers', 'remove it')\n"
+        "    team.barrier()\n"
+    )
+    done = run(
+        slurm,
+        "srun",
+        "--mpi=pmi2",
+        "--kill-on-bad-exit=1",
+        *TWO_BY_TWO,
+        sys.executable,
+        "-c",
+        script,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "reading a.trr: found no numbers. Remove it." in done.stderr

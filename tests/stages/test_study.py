@@ -1,0 +1,142 @@
+"""Study files: every mistake at once; what is sealed, stale, partial, absent."""
+
+import math
+from pathlib import Path
+
+import pytest
+from toy import write_study
+
+from hpc_cg import errors
+from hpc_cg.stages.product import State, begin, read_seal
+from hpc_cg.stages.study import read_study
+from jobs.__main__ import run_stage
+
+
+def test_all_mistakes_are_reported_at_once_with_suggestions(tmp_path: Path) -> None:
+    path = write_study(
+        tmp_path,
+        archive=False,
+        simulate={"n_replica": 5},
+        train={"steps": "many", "learning_rate": -1.0},
+        kernel={"kind": "noise", "sigma_nm": 0.0},
+    )
+    path.write_text(path.read_text() + "[simulat]\nx = 1\n")
+    with pytest.raises(errors.ConfigError) as caught:
+        read_study(path)
+    text = str(caught.value)
+    assert "simulate.n_replica is not a setting. Did you mean n_replicas?" in text
+    assert "train.steps = 'many'" in text
+    assert "train.learning_rate = -1.0" in text
+    assert 'kind = "noise" needs sigma_nm' in text
+    assert "simulat is not a table of a study. Did you mean simulate?" in text
+    assert len(caught.value.problems) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[study\n", "no valid TOML"),
+        ("[study]\nname='a'\ntemperature_K=300.0\n", r"the table \[prepare\] is missing"),
+        ("[prepare]\n", r"the table \[study\] is missing"),
+        ("[study]\nname='../x'\ntemperature_K=300.0\n[prepare]\n", r"study.name = '../x'"),
+        ("[study]\nname='a'\ntemperature_K=-3.0\n[prepare]\n", r"study.temperature_K = -3.0"),
+        ("[study]\nname='a'\n[prepare]\n", "study.temperature_K is missing"),
+    ],
+)
+def test_impossible_studies_are_explained(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    with pytest.raises(errors.ConfigError, match=expected):
+        read_study(path)
+
+
+def test_a_missing_study_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(errors.MissingInput, match=r"no file .*nothing\.toml"):
+        read_study(tmp_path / "nothing.toml")
+
+
+def test_times_that_are_no_whole_steps_are_refused(tmp_path: Path) -> None:
+    path = write_study(tmp_path, archive=False, simulate={"save_ps": 0.0411})
+    with pytest.raises(errors.ConfigError, match=r"save_ps = 0\.0411 is no whole number of steps"):
+        read_study(path)
+
+
+def test_a_late_change_leaves_early_products_sealed_and_an_early_one_makes_late_ones_stale(
+    tmp_path: Path,
+) -> None:
+    path = write_study(tmp_path)
+    study = read_study(path)
+    for stage in ("prepare", "kernel"):
+        run_stage(study, stage)
+    write_study(tmp_path, archive=False, train={"steps": 99})
+    assert [read_study(path).state(stage) for stage in ("prepare", "kernel")] == [State.SEALED, State.SEALED]
+    write_study(tmp_path, archive=False, kernel={"sigma_nm": 0.004})
+    assert [read_study(path).state(stage) for stage in ("prepare", "kernel")] == [State.SEALED, State.STALE]
+    write_study(tmp_path, archive=False, prepare={"force_map": "uniform"})
+    assert [read_study(path).state(stage) for stage in ("prepare", "kernel")] == [State.STALE, State.STALE]
+    assert read_study(path).state("train") == State.ABSENT
+
+
+def test_a_stale_product_is_moved_aside_not_lost(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    run_stage(read_study(path), "prepare")
+    before = read_seal(tmp_path / "run" / "prepare")
+    write_study(tmp_path, archive=False, prepare={"ridge": 1.0})
+    run_stage(read_study(path), "prepare")
+    aside = list((tmp_path / "run" / "superseded").iterdir())
+    assert len(aside) == 1
+    assert read_seal(aside[0]) == before
+    assert read_study(path).state("prepare") == State.SEALED
+
+
+def test_a_stage_without_the_one_before_says_which_to_run(tmp_path: Path) -> None:
+    with pytest.raises(errors.NotSealed, match="hpc-cg run prepare"):
+        run_stage(read_study(write_study(tmp_path)), "kernel")
+
+
+def test_a_temperature_other_than_the_archives_is_refused(tmp_path: Path) -> None:
+    import h5py
+    import numpy as np
+
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["positions"], file["forces"] = np.zeros((2, 10, 5, 3), dtype=np.float32)
+        file.attrs.update({"temperature_K": 350.0, "stride_ps": 1.0})
+    study = read_study(write_study(tmp_path, archive=False, prepare={"archive": ["a.h5"]}))
+    with pytest.raises(errors.TemperatureMismatch, match=r"300.0.*350.0 K"):
+        run_stage(study, "prepare")
+
+
+def test_a_simulation_at_another_temperature_is_refused(tmp_path: Path) -> None:
+    from hpc_cg.stages.simulate import _temperature
+
+    study = read_study(write_study(tmp_path, archive=False, simulate={"temperature_K": 350.0}))
+    with pytest.raises(errors.TemperatureMismatch, match="350.0"):
+        _temperature(study)
+
+
+def test_identities_do_not_depend_on_time_or_place(tmp_path: Path) -> None:
+    seals = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        study = read_study(write_study(tmp_path / name))
+        run_stage(study, "prepare")
+        seals.append(read_seal(study.folder("prepare")))
+    assert seals[0].identity == seals[1].identity
+    assert seals[0].made["when"]
+
+
+def test_an_unwritable_folder_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(errors.FolderNotWritable, match="no permission"):
+        begin(tmp_path / "run" / "prepare", "a", {})
+
+
+def test_groups_of_replicas_hold_each_replica_once() -> None:
+    from hpc_cg.stages.simulate import SimulateConfig
+
+    groups = SimulateConfig(n_replicas=10, group_size=4).groups
+    assert groups == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9))
+    assert math.isclose(SimulateConfig().time_ps, 100.0)
