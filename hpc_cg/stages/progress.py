@@ -21,11 +21,11 @@ class Reading:
     """
 
     phase: str
-    done: float
-    total: float
+    done: float | int
+    total: float | int
     unit: str
     started: float
-    before: float
+    before: float | int
     note: str
 
 
