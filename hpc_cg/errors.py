@@ -64,6 +64,10 @@ class InvalidMap(HpcCgError):
     """A pair of coordinate and force maps that gives wrong mean forces."""
 
 
+class MixedArchive(HpcCgError):
+    """Segments that do not belong into one store."""
+
+
 class TemperatureMismatch(HpcCgError):
     """A product was made at another temperature than the one asked for."""
 

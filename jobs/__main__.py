@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 
 from hpc_cg.errors import ConfigError, HpcCgError
-from hpc_cg.share import Alone, Team
 from hpc_cg.stages import product
 from hpc_cg.stages.progress import Heartbeat
 from hpc_cg.stages.study import Study, read_study
@@ -55,6 +54,8 @@ def run_stage(study: Study, stage: str) -> int:
     if first:
         _begin(study, stage)
     team.barrier()
+    if stage == "simulate":
+        _use_own_gpu()
     try:
         module = import_module(f"hpc_cg.stages.{stage}")
         module.work(study, team, Heartbeat(study.folder(stage), team.share.index))
@@ -73,11 +74,10 @@ def _train(study: Study) -> int:
 
     me = who_am_i(os.environ)
     stopped = StopRequest()
-    team: Team = Alone() if me.kind == "torchrun" else team_for(os.environ)
+    _use_own_gpu()
+    world = join(me.rank, me.world_size, me.master_addr, me.master_port)
     if me.rank == 0:
         _begin(study, "train")
-    team.barrier()
-    world = join(me.rank, me.world_size, me.master_addr, me.master_port)
     try:
         world.barrier()
         finished = train.work(study, world, Heartbeat(study.folder("train"), me.rank), stopped)
@@ -90,6 +90,14 @@ def _train(study: Study) -> int:
             product.release(study.folder("train"))
     world.close()
     return 0 if finished else PARTIAL
+
+
+def _use_own_gpu() -> None:
+    """Where a node has several GPUs, give each of its processes one of its own."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(who_am_i(os.environ).local_rank % torch.cuda.device_count())
 
 
 def _begin(study: Study, stage: str) -> None:

@@ -5,7 +5,6 @@ them too), of Open MPI, of Slurm (man srun, "OUTPUT ENVIRONMENT VARIABLES") and 
 makes the team in which a stage divides its items. ``abort_together`` lets a rank that fails end all of them.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from jobs.nodelist import expand_nodelist
 
 T = TypeVar("T")
 Kind = Literal["mpi", "slurm", "torchrun", "alone"]
-logger = logging.getLogger(__name__)
 
 FIRST_PORT, N_PORTS = 15000, 10000  # below Linux's ephemeral ports, which start at 32768
 RESERVED_STEPS = 0xFFFFFFF0  # step ids from here on name the batch shell, an interactive shell, ...
@@ -210,7 +208,7 @@ class MpiTeam:
 
 @contextmanager
 def abort_together() -> Iterator[None]:
-    """Let an exception of one rank end all ranks within seconds, with its sentence on stderr.
+    """Let an exception of one rank end all ranks within seconds, with its exit code.
 
     MPI_Abort follows when Python leaves, after the exception was shown; without it the other ranks would wait
     for this one for ever. Where MPI is not in use the exception just passes.
@@ -227,7 +225,6 @@ def _abort_at_exit(error: BaseException) -> None:
     from mpi4py import run
 
     if isinstance(error, HpcCgError):
-        logger.error("%s", error)
         run.set_abort_status(error.exit_code)
     else:
         run.set_abort_status(error if isinstance(error, SystemExit | KeyboardInterrupt) else 1)

@@ -42,6 +42,7 @@ def run(
     """
     import os
 
+    from launch.local import find_mpiexec
     from launch.pipeline import run_stages
 
     if len(words) > 2:
@@ -49,6 +50,9 @@ def run(
     found = _study(Path(words[-1]))
     target = words[0] if len(words) == 2 else "all"
     n_ranks = ranks or len(os.sched_getaffinity(0))
+    if not ranks and n_ranks > 1 and find_mpiexec() is None:
+        console.print("no mpiexec here, so one process (pip install 'hpc-cg\\[mpi]' brings one)", soft_wrap=True)
+        n_ranks = 1
     raise typer.Exit(run_stages(found, _stages(found, target), n_ranks, console, errors))
 
 

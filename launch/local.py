@@ -39,12 +39,17 @@ def command(study: Study, stage: str, n_ranks: int) -> list[str]:
     alone = [sys.executable, "-m", "jobs", stage, str(study.path)]
     if n_ranks == 1 or stage in SINGLE:
         return alone
-    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    mpiexec = find_mpiexec()
     if mpiexec is None:
         raise BrokenLaunch(
             f"{n_ranks} ranks for {stage}", "no mpiexec", "pip install 'hpc-cg[mpi]', or run with --ranks 1"
         )
     return [mpiexec, "-n", str(n_ranks), *alone]
+
+
+def find_mpiexec() -> str | None:
+    """The mpiexec of this Python's environment, or the one on the PATH."""
+    return shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
 def environment(n_ranks: int) -> dict[str, str]:
@@ -57,7 +62,10 @@ def environment(n_ranks: int) -> dict[str, str]:
 
 
 def run_stage(study: Study, stage: str, n_ranks: int, show: Callable[[Reading | None], None]) -> Ended:
-    """Run one stage to its end; ``show`` is called now and then with its progress. Ctrl-C stops it, and raises."""
+    """Run one stage to its end; ``show`` is called now and then with its progress.
+
+    Ctrl-C and SIGTERM stop the stage too, and raise KeyboardInterrupt.
+    """
     log = study.run_folder / "logs" / f"{stage}.log"
     with explain_write_errors(log):
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +79,7 @@ def run_stage(study: Study, stage: str, n_ranks: int, show: Callable[[Reading | 
                 stderr=subprocess.STDOUT,
                 env=environment(1 if stage in SINGLE else n_ranks),
             )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while process.poll() is None:
             show(read_progress(study.folder(stage)))
@@ -78,6 +87,8 @@ def run_stage(study: Study, stage: str, n_ranks: int, show: Callable[[Reading | 
     except KeyboardInterrupt:
         _stop(process)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     show(read_progress(study.folder(stage)))
     return Ended(process.returncode, _message(log) if process.returncode else "", log, time.time() - began)
 
@@ -95,7 +106,5 @@ def _stop(process: subprocess.Popen, patience_s: float = 20.0) -> None:
 def _message(log: Path) -> str:
     """What a failed stage said: its own sentence where there is one, the end of its log otherwise."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    sentences = dict.fromkeys(
-        line.split(": ", 1)[1] for line in lines if line.startswith(("hpc-cg: ", "jobs.allocation: "))
-    )
+    sentences = dict.fromkeys(line.removeprefix("hpc-cg: ") for line in lines if line.startswith("hpc-cg: "))
     return "\n".join(sentences) or "\n".join(lines[-15:]) or "no message"

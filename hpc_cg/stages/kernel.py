@@ -112,7 +112,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         return
     source = open_spec(prepared / layout.STORE, study.tables["prepare"].molecule)
     spec = stored_spec(config, source, need_seal(prepared, "kernel").identity)
-    if first and not (folder / layout.STORE / spec.molecule / "zarr.json").exists():
+    if first:
         layout.create(folder / layout.STORE, spec)
     team.barrier()
     done = 0

@@ -6,8 +6,9 @@ of the shards and fits the maps. The second pass maps and writes. Records and sh
 them.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict
+import operator
+from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,13 +24,9 @@ from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
     from hpc_cg.archive.index import Segment
-    from hpc_cg.frames import AtomFrames
     from hpc_cg.mapping.maps import CGMap
     from hpc_cg.stages.study import Study
     from hpc_cg.store.layout import StoreSpec
-
-BLOCK_BYTES = 32 << 20
-CONSTRAINT_SAMPLES = 2000
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -66,28 +63,11 @@ class PrepareConfig:
     failure_budget: float = Field(default=0.001, ge=0, le=1)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Frames start to stop of one segment, as part of a shard."""
-
-    segment: int
-    start: int
-    stop: int
-
-
-def pieces_of(lengths: tuple[int, ...], start: int, stop: int) -> tuple[Piece, ...]:
-    """The parts of segments (of the given lengths, one after another) that global frames start to stop fall on."""
-    pieces, first = [], 0
-    for number, length in enumerate(lengths):
-        low, high = max(start, first), min(stop, first + length)
-        if low < high:
-            pieces.append(Piece(number, low - first, high - first))
-        first += length
-    return tuple(pieces)
-
-
 def scan(study: "Study") -> tuple["Segment", ...]:
-    """The segments of the study's archive, in order; no coordinates are read. Raises MissingInput, MissingForces."""
+    """The segments of the study's archive, in order; no coordinates are read.
+
+    Raises MissingInput, MissingForces, MixedArchive, TemperatureMismatch.
+    """
     from hpc_cg.archive import index
 
     config: PrepareConfig = study.tables["prepare"]
@@ -105,6 +85,12 @@ def scan(study: "Study") -> tuple["Segment", ...]:
         stride_ps=config.stride_ps or None,
     )
     for segment in segments:
+        if abs(segment.stride_ps - segments[0].stride_ps) > 1e-6:
+            raise errors.MixedArchive(
+                "one time between frames in the whole archive",
+                f"{segments[0].stride_ps:g} ps in {segments[0].path} and {segment.stride_ps:g} ps in {segment.path}",
+                "prepare them as two studies",
+            )
         if not segment.has_forces:
             raise errors.MissingForces(
                 f"mapped forces from {segment.path}",
@@ -171,89 +157,27 @@ def held_out_rule(config: PrepareConfig, segments: tuple["Segment", ...]) -> tup
     return max(1, round(config.held_out_block_ps / segments[0].stride_ps)), config.held_out_period
 
 
-def blocks(segments: tuple["Segment", ...], spec: "StoreSpec", shard: int) -> "Iterator[tuple[Piece, AtomFrames]]":
-    """The frames of a shard, read in blocks of bounded memory."""
-    from hpc_cg.archive import readers
-
-    lengths = tuple(segment.n_frames for segment in segments)
-    for piece in pieces_of(lengths, *spec.frames_of(shard)):
-        segment = segments[piece.segment]
-        step = max(1, BLOCK_BYTES // (24 * segment.n_atoms))
-        for start in range(piece.start, piece.stop, step):
-            stop = min(start + step, piece.stop)
-            yield Piece(piece.segment, start, stop), readers.read(segment, start, stop)
-
-
-def measure(segments: tuple["Segment", ...], spec: "StoreSpec", shard: int) -> dict[str, np.ndarray]:
-    """First pass, one shard: moments of distances and of forces, for training and held-out blocks apart."""
-    from hpc_cg.mapping.constraints import DistanceMoments
-    from hpc_cg.mapping.optimal import ForceMoments
-    from hpc_cg.store.dataset import held_out
-
-    every = max(1, spec.n_frames // CONSTRAINT_SAMPLES)
-    pairs = _pairs(segments)
-    distances = DistanceMoments.empty(pairs)
-    moments = {False: ForceMoments.empty(segments[0].n_atoms), True: ForceMoments.empty(segments[0].n_atoms)}
-    for piece, frames in blocks(segments, spec, shard):
-        index = np.arange(piece.start, piece.stop)
-        good = frames.finite
-        sampled = frames.positions[good & (index % every == 0)]
-        distances = distances + DistanceMoments.of(sampled, pairs)
-        out = held_out(np.full(len(index), piece.segment), index, *spec.held_out)
-        assert frames.forces is not None, "segments without forces are refused by scan"
-        for side in (False, True):
-            moments[side] = moments[side] + ForceMoments.of(frames.forces[good & (out == side)])
-    return {
-        "distance_count": np.asarray(distances.count),
-        "distance_mean": distances.mean,
-        "distance_m2": distances.m2,
-        "train_count": np.asarray(moments[False].count),
-        "train_gram": moments[False].gram,
-        "held_out_count": np.asarray(moments[True].count),
-        "held_out_gram": moments[True].gram,
-    }
-
-
-def _pairs(segments: tuple["Segment", ...]) -> np.ndarray:
-    """Pairs of atoms that may be rigid: those near one another in the first good frame of the archive."""
-    from hpc_cg.archive import readers
-    from hpc_cg.mapping.constraints import candidate_pairs
-
-    frames = readers.read(segments[0], 0, min(segments[0].n_frames, 100))
-    good = np.flatnonzero(frames.finite)
-    if not len(good):
-        raise errors.BadFrames(
-            f"positions and forces from {segments[0].path}",
-            f"no numbers in any of its first {frames.n_frames} frames",
-            "leave that file out, or make it again",
-        )
-    return candidate_pairs(frames.positions[good[0]])
-
-
-def fit_maps(study: "Study", segments: tuple["Segment", ...], spec: "StoreSpec", coordinate: np.ndarray) -> None:
+def fit_maps(study: "Study", spec: "StoreSpec", coordinate: np.ndarray) -> None:
     """Add up the moments of all shards in order, fit the three force maps, keep the one asked for and the evidence."""
     from hpc_cg.mapping import constraints, optimal
     from hpc_cg.mapping.maps import CGMap
+    from hpc_cg.mapping.shards import ShardMoments
 
     config: PrepareConfig = study.tables["prepare"]
     folder = study.folder("prepare")
-    pairs = _pairs(segments)
-    distances = constraints.DistanceMoments.empty(pairs)
-    train = held = optimal.ForceMoments.empty(coordinate.shape[1])
-    for shard in range(spec.n_shards):
-        record = read_arrays(_moments_path(folder, shard))
-        distances = distances + constraints.DistanceMoments(
-            pairs, int(record["distance_count"]), record["distance_mean"], record["distance_m2"]
-        )
-        train = train + optimal.ForceMoments(int(record["train_count"]), record["train_gram"])
-        held = held + optimal.ForceMoments(int(record["held_out_count"]), record["held_out_gram"])
+    # added in the order of the shards, so that rounding is the same whoever made them
+    moments = reduce(
+        operator.add,
+        (ShardMoments.from_arrays(read_arrays(_moments_path(folder, shard))) for shard in range(spec.n_shards)),
+    )
+    train, held = moments.train, moments.held_out
     if not train.count or not held.count:
         raise errors.TooFewFrames(
             f"blocks of {config.held_out_block_ps} ps, one in {config.held_out_period} held out",
             f"{train.count} frames to fit on and {held.count} held out",
             "give longer trajectories, or shorten prepare.held_out_block_ps",
         )
-    groups = constraints.rigid_groups(distances, coordinate.shape[1], config.rigid_threshold_nm)
+    groups = constraints.rigid_groups(moments.distances, coordinate.shape[1], config.rigid_threshold_nm)
     candidates = {
         "slice": optimal.slice_force_map(coordinate),
         "uniform": optimal.uniform_force_map(coordinate, groups),
@@ -294,47 +218,12 @@ def fit_maps(study: "Study", segments: tuple["Segment", ...], spec: "StoreSpec",
     )
 
 
-def map_shard(
-    segments: tuple["Segment", ...], spec: "StoreSpec", cg_map: "CGMap", folder: Path, shard: int
-) -> list[dict[str, Any]]:
-    """Second pass, one shard: map its frames, write them, return what was quarantined and why."""
-    from hpc_cg.store import layout
-    from hpc_cg.store.writer import write_shard
-
-    positions, forces, weights, frame_index, segment_index = [], [], [], [], []
-    quarantine: list[dict[str, Any]] = []
-    for piece, frames in blocks(segments, spec, shard):
-        good = frames.finite
-        assert frames.forces is not None, "segments without forces are refused by scan"
-        mapped = cg_map.apply_positions(frames.positions)
-        # centred in double precision: absolute coordinates far from the origin would cost digits
-        mapped = mapped - mapped.mean(axis=1, keepdims=True)
-        positions.append(np.where(good[:, None, None], mapped, np.nan))
-        forces.append(np.where(good[:, None, None], cg_map.apply_forces(frames.forces), np.nan))
-        weights.append(good.astype(np.float32))
-        index = np.arange(piece.start, piece.stop)
-        frame_index.append(index)
-        segment_index.append(np.full(len(index), piece.segment))
-        path = segments[piece.segment].path
-        quarantine += [
-            {"path": path, "frame": int(i), "reason": "positions or forces that are no numbers"} for i in index[~good]
-        ]
-    content = layout.ShardFrames(
-        arrays={"positions": np.concatenate(positions), "forces": np.concatenate(forces)},
-        frame_index=np.concatenate(frame_index),
-        segment=np.concatenate(segment_index),
-        weights=np.concatenate(weights),
-    )
-    write_json(_quarantine_path(folder, shard), quarantine)
-    write_shard(folder / layout.STORE, spec, shard, content)
-    return quarantine
-
-
 def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     """Both passes; what is done already is skipped."""
     from hpc_cg.mapping.maps import CGMap
+    from hpc_cg.mapping.shards import mapped, measure, near_pairs
     from hpc_cg.store import layout
-    from hpc_cg.store.writer import read_commit
+    from hpc_cg.store.writer import read_commit, write_shard
 
     folder = study.folder("prepare")
     first = team.share.index == 0
@@ -345,29 +234,31 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         _start_over_if_changed(folder, spec)
     team.barrier()
 
-    done = 0
+    done, pairs = 0, near_pairs(segments)
     todo = [shard for shard in shards if not _moments_path(folder, shard).exists()]
     progress("measuring forces", done, spec.n_frames, "frames")
     for shard in team.take(todo):
-        write_arrays(_moments_path(folder, shard), **measure(segments, spec, shard))
+        write_arrays(_moments_path(folder, shard), **measure(segments, spec, pairs, shard).arrays())
         done += spec.frames_of(shard)[1] - spec.frames_of(shard)[0]
         progress("measuring forces", done, spec.n_frames, "frames")
     team.barrier()
     if first:
-        fit_maps(study, segments, spec, coordinate)
+        fit_maps(study, spec, coordinate)
         write_json(folder / "segments.json", [segment.to_json() for segment in segments])
     team.barrier()
 
     cg_map = CGMap.from_arrays(read_arrays(folder / "map.npz"), spec.system)
     spec = _with_map(spec, cg_map)
-    if first and not (folder / layout.STORE / spec.molecule / "zarr.json").exists():
+    if first:
         layout.create(folder / layout.STORE, spec)
     team.barrier()
     done = 0
     todo = [shard for shard in shards if read_commit(folder / layout.STORE, spec, shard) is None]
     progress("mapping", done, spec.n_frames, "frames")
     for shard in team.take(todo):
-        map_shard(segments, spec, cg_map, folder, shard)
+        content, quarantine = mapped(segments, spec, cg_map, shard)
+        write_json(_quarantine_path(folder, shard), quarantine)
+        write_shard(folder / layout.STORE, spec, shard, content)
         done += spec.frames_of(shard)[1] - spec.frames_of(shard)[0]
         progress("mapping", done, spec.n_frames, "frames")
 
@@ -409,8 +300,6 @@ def archive_digest(study: "Study") -> str:
 
 
 def _with_map(spec: "StoreSpec", cg_map: "CGMap") -> "StoreSpec":
-    from dataclasses import replace
-
     return replace(spec, lineage=spec.lineage | {"map": cg_map.digest})
 
 

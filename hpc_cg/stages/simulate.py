@@ -17,6 +17,7 @@ from hpc_cg.share import Team
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
+    from hpc_cg.learning.labels import Labels
     from hpc_cg.stages.study import Study
 
 CHUNK_STEPS = 100
@@ -83,24 +84,15 @@ class SimulateConfig:
         return tuple(ids[first : first + self.group_size] for first in range(0, self.n_replicas, self.group_size))
 
 
-def starts(study: "Study", replicas: tuple[int, ...]) -> np.ndarray:
+def starts(labels: "Labels", seed: int, replicas: tuple[int, ...]) -> np.ndarray:
     """A start for each replica: a frame of the distribution trained on, drawn by the replica's number; nm."""
-    from hpc_cg.learning.labels import open_labels
     from hpc_cg.randomness import stream
 
-    config: SimulateConfig = study.tables["simulate"]
-    labels, _ = open_labels(
-        study.folder("prepare"), study.folder("kernel"), study.tables["prepare"].molecule, config.seed
-    )
     weights = labels.frames.weights.astype(np.float64)
-    chosen = [
-        int(stream(config.seed, "start", replica).choice(len(weights), p=weights / weights.sum()))
-        for replica in replicas
-    ]
-    rows = [
-        labels.batch(np.asarray([frame]), "start noise", replica).positions
-        for frame, replica in zip(chosen, replicas, strict=True)
-    ]
+    rows = []
+    for replica in replicas:
+        frame = stream(seed, "start", replica).choice(len(weights), p=weights / weights.sum())
+        rows.append(labels.batch(np.asarray([frame]), "start noise", replica).positions)
     return np.concatenate(rows)
 
 
@@ -110,6 +102,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
 
     from hpc_cg.forcefield.evaluator import evaluator, table_error
     from hpc_cg.learning.checkpoint import load_forcefield
+    from hpc_cg.learning.labels import open_labels
     from hpc_cg.simulate.ensemble import Limits, SimulateParameters, run_block, state_of
     from hpc_cg.simulate.langevin import init
     from hpc_cg.simulate.recorder import last_block, read_block, write_block
@@ -119,6 +112,8 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     folder = study.folder("simulate")
     blocks = folder / "blocks"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    molecule = study.tables["prepare"].molecule
+    labels, _ = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed)
     forcefield, step = load_forcefield(study.folder("train"))
     forcefield = forcefield.to(device)
     system = forcefield.system
@@ -130,7 +125,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     progress("simulating", done, total, "replica-steps")
     for group in team.take(range(len(config.groups))):
         replicas = config.groups[group]
-        first = torch.from_numpy(starts(study, replicas)).to(device)
+        first = torch.from_numpy(starts(labels, config.seed, replicas)).to(device)
         last = last_block(blocks, group)
         if last is None:
             state = init(first, evaluate, system.masses, temperature_K, config.seed, replicas)
@@ -158,7 +153,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
             progress("simulating", done, total, "replica-steps", lost)
     team.barrier()
     if team.share.index == 0:
-        sample = torch.from_numpy(starts(study, config.groups[0]))
+        sample = torch.from_numpy(starts(labels, config.seed, config.groups[0]))
         error = table_error(forcefield.cpu(), sample, config.n_knots)
         write_json(folder / "engine.json", {"checkpoint_step": step, "table_error": error, "device": str(device)})
         collect(study)

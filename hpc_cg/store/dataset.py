@@ -72,11 +72,11 @@ def load(folder: Path, molecule: str, memory_limit_gb: float = 8.0) -> StoreFram
             f"{needed:.1f} GiB of frames for a limit of {memory_limit_gb} GiB",
             "raise the limit",
         )
-    shards = [read_shard(folder, spec, shard) for shard in range(spec.n_shards)]
-    used = np.concatenate([shard.weights for shard in shards]) > 0
+    content = ShardFrames.joined([read_shard(folder, spec, shard) for shard in range(spec.n_shards)])
+    used = content.weights > 0
 
     def whole(name: str) -> np.ndarray | None:
-        return np.concatenate([shard.arrays[name] for shard in shards])[used] if name in spec.arrays else None
+        return content.arrays[name][used] if name in spec.arrays else None
 
     positions = whole("positions")
     assert positions is not None, "every store holds positions"
@@ -84,9 +84,9 @@ def load(folder: Path, molecule: str, memory_limit_gb: float = 8.0) -> StoreFram
         positions=positions,
         noise=whole("noise"),
         forces=whole("forces"),
-        weights=np.concatenate([shard.weights for shard in shards])[used],
-        segment=np.concatenate([shard.segment for shard in shards])[used],
-        frame_index=np.concatenate([shard.frame_index for shard in shards])[used],
+        weights=content.weights[used],
+        segment=content.segment[used],
+        frame_index=content.frame_index[used],
     )
 
 

@@ -5,6 +5,8 @@ the unit of work, of writing and of resuming. The frame axis is padded to whole 
 attributes; unwritten and padded frames read as NaN. Arrays are created once, then each shard has one writer.
 """
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.files import digest, explain_write_errors
+from hpc_cg.files import PARTIAL, digest, explain_write_errors, fsync_folder
 
 STORE = "store.zarr"
 """The name of a store inside the folder of the stage that wrote it."""
@@ -108,6 +110,16 @@ class ShardFrames:
     segment: np.ndarray
     weights: np.ndarray
 
+    @staticmethod
+    def joined(parts: "Sequence[ShardFrames]") -> "ShardFrames":
+        """Parts that follow one another, as one."""
+        return ShardFrames(
+            arrays={name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays},
+            frame_index=np.concatenate([part.frame_index for part in parts]),
+            segment=np.concatenate([part.segment for part in parts]),
+            weights=np.concatenate([part.weights for part in parts]),
+        )
+
 
 def choose_shards(n_frames: int, n_beads: int) -> tuple[int, int]:
     """Frames per shard and per chunk: shards of about 64 MB in each array, but several where there are frames for it.
@@ -121,17 +133,23 @@ def choose_shards(n_frames: int, n_beads: int) -> tuple[int, int]:
 
 
 def create(folder: Path, spec: StoreSpec) -> None:
-    """Create the arrays of a store, empty; once, by one process, before anybody writes.
+    """Create the arrays of a molecule, empty, unless they are there; by one process, before anybody writes.
 
-    Raises DiskFull, FolderNotWritable.
+    The group appears whole or not at all. Raises DiskFull, FolderNotWritable.
     """
+    place = folder / spec.molecule
+    if place.exists():
+        return
     with explain_write_errors(folder):
-        _create(folder, spec)
+        zarr.open_group(folder, mode="a", zarr_format=3)
+        beside = folder / f".{spec.molecule}{PARTIAL}"
+        shutil.rmtree(beside, ignore_errors=True)
+        _create_arrays(zarr.create_group(beside, zarr_format=3, attributes=spec.attributes()), spec)
+        beside.rename(place)
+        fsync_folder(folder)
 
 
-def _create(folder: Path, spec: StoreSpec) -> None:
-    root = zarr.open_group(folder, mode="a", zarr_format=3)
-    group = root.create_group(spec.molecule, overwrite=True, attributes=spec.attributes())
+def _create_arrays(group: zarr.Group, spec: StoreSpec) -> None:
     padded = spec.n_shards * spec.shard_frames
     n_beads = spec.system.n_beads
     for name in spec.arrays:

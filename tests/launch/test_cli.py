@@ -1,4 +1,4 @@
-"""What a person types: help worth reading, one sentence for each mistake, nothing done twice, Ctrl-C that loses nothing."""
+"""What a person types: help worth reading, a sentence for a mistake, nothing done twice, Ctrl-C that loses nothing."""
 
 import os
 import re

@@ -18,7 +18,7 @@ from toy import write_archive, write_study
 
 from hpc_cg import errors
 from hpc_cg.files import read_arrays, read_json
-from hpc_cg.stages import prepare
+from hpc_cg.mapping.shards import pieces_of
 from hpc_cg.stages.product import State
 from hpc_cg.stages.study import read_study
 from hpc_cg.store.dataset import load, open_spec
@@ -48,7 +48,7 @@ def test_shards_cover_every_frame_of_every_segment_once(lengths: list[int], shar
     seen = [
         (piece.segment, frame)
         for start in range(0, total, shard)
-        for piece in prepare.pieces_of(tuple(lengths), start, min(start + shard, total))
+        for piece in pieces_of(tuple(lengths), start, min(start + shard, total))
         for frame in range(piece.start, piece.stop)
     ]
     assert seen == [(segment, frame) for segment, length in enumerate(lengths) for frame in range(length)]
