@@ -7,7 +7,8 @@ or at a chiral centre the improper product
 
     s = (a x b) . c / (|a| |b| |c|),    a, b, c = the vectors from the centre to its three neighbours,
 
-which is smooth, invariant to rotations, and changes sign in a mirror. No torch here.
+which is smooth, invariant to rotations, and changes sign in a mirror. A torsion is the Fourier series of -kT ln of its
+histogram (Boltzmann inversion; Reith, Pütz and Müller-Plathe 2003, doi 10.1002/jcc.10307). No torch here.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from jaxtyping import Float
 from hpc_cg.beads import BeadSystem
 from hpc_cg.errors import FitFailed
 from hpc_cg.units import kT
+
+N_TORSION_BINS = 72
+"""Bins of a dihedral's histogram, 5 degrees each."""
 
 MIN_FRAMES = 10
 """Fewer frames than this give no usable variance."""
@@ -52,6 +56,26 @@ def improper_products(
     return np.sum(normal * _units(positions, centre, c), axis=-1)
 
 
+def dihedral_angles(
+    positions: Float[np.ndarray, "*frames bead 3"], quads: Sequence[tuple[int, int, int, int]]
+) -> Float[np.ndarray, "*frames torsion"]:
+    """Dihedrals (rad, IUPAC sign) of the quadruples (i, j, k, l)."""
+    i, j, k, m = (positions[..., beads, :] for beads in _columns(quads, 4))
+    first, axis, last = j - i, k - j, m - k
+    near, far = np.cross(first, axis), np.cross(axis, last)
+    sine = np.linalg.norm(axis, axis=-1) * np.sum(first * far, axis=-1)
+    return np.arctan2(sine, np.sum(near * far, axis=-1))
+
+
+def torsions_of(system: BeadSystem) -> tuple[tuple[int, int, int, int], ...]:
+    """One dihedral for each bond that has any: the one whose ends lead on furthest, by their number of bonds."""
+    degree = [sum(bead in bond for bond in system.bonds) for bead in range(system.n_beads)]
+    chosen: dict[tuple[int, int], tuple[int, int, int, int]] = {}
+    for quad in sorted(system.dihedrals, key=lambda quad: (-degree[quad[0]] - degree[quad[3]], quad)):
+        chosen.setdefault((quad[1], quad[2]), quad)
+    return tuple(chosen[bond] for bond in sorted(chosen))
+
+
 def _columns(rows: Sequence[tuple[int, ...]], width: int) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(rows, dtype=np.int64).reshape(-1, width).T)
 
@@ -66,8 +90,9 @@ class CoordinateMoments:
     """Weighted mean and squared deviation of every coordinate; ``a + b`` is the moments of both samples
     together.
 
-    n_frames frames of ``system`` with total weight ``weight``; each array holds first the bonds, then the
-    angles, then the impropers. The merge is Chan, Golub & LeVeque 1983 (doi 10.1080/00031305.1983.10483115),
+    n_frames frames of ``system`` with total weight ``weight``; mean and squares hold first the bonds, then the angles,
+    then the impropers; torsions the (weighted) frames in N_TORSION_BINS equal bins, from -π, of each dihedral of
+    ``torsions_of``. The merge is Chan, Golub & LeVeque 1983 (doi 10.1080/00031305.1983.10483115),
     in float64.
     """
 
@@ -76,6 +101,7 @@ class CoordinateMoments:
     weight: float
     mean: Float[np.ndarray, "term"]
     squares: Float[np.ndarray, "term"]
+    torsions: Float[np.ndarray, "torsion bin"]
 
     @staticmethod
     def of(
@@ -88,7 +114,8 @@ class CoordinateMoments:
         w = np.ones(len(values)) if weights is None else weights.astype(np.float64)
         total = float(w.sum())
         mean = w @ values / total if total > 0 else np.zeros(values.shape[1])
-        return CoordinateMoments(system, len(values), total, mean, w @ (values - mean) ** 2)
+        torsions = _torsion_counts(positions.astype(np.float64), system, w)
+        return CoordinateMoments(system, len(values), total, mean, w @ (values - mean) ** 2, torsions)
 
     def __add__(self, other: "CoordinateMoments") -> "CoordinateMoments":
         assert self.system == other.system, "moments of different bead systems"
@@ -96,8 +123,8 @@ class CoordinateMoments:
         part = other.weight / weight if weight > 0 else 0.0
         shift = other.mean - self.mean
         squares = self.squares + other.squares + shift**2 * (self.weight * part)
-        n_frames = self.n_frames + other.n_frames
-        return CoordinateMoments(self.system, n_frames, weight, self.mean + part * shift, squares)
+        n_frames, torsions = self.n_frames + other.n_frames, self.torsions + other.torsions
+        return CoordinateMoments(self.system, n_frames, weight, self.mean + part * shift, squares, torsions)
 
     @property
     def variance(self) -> Float[np.ndarray, "term"]:
@@ -116,10 +143,21 @@ def internal_coordinates(
     return np.concatenate(parts, axis=-1)
 
 
+def _torsion_counts(positions: np.ndarray, system: BeadSystem, weights: np.ndarray) -> np.ndarray:
+    quads = torsions_of(system)
+    if not quads:
+        return np.zeros((0, N_TORSION_BINS))
+    angles = np.nan_to_num(dihedral_angles(positions, quads))  # frames without numbers are refused by the fit
+    bins = ((angles / (2 * np.pi) + 0.5) * N_TORSION_BINS).astype(int)
+    bins = np.clip(bins, 0, N_TORSION_BINS - 1)
+    return np.stack([np.bincount(column, weights, N_TORSION_BINS) for column in bins.T])
+
+
 @dataclass(frozen=True)
 class PriorParameters:
-    """Force constants and centres: bonds in kJ/mol/nm^2 and nm, angles (in the cosine) and impropers in
-    kJ/mol.
+    """Force constants and centres: bonds in kJ/mol/nm^2 and nm, angles (in the cosine) and impropers in kJ/mol.
+
+    Coefficients of the torsions' Fourier series in kJ/mol, for each of ``torsions_of``; none where the order is 0.
     """
 
     bond_k: Float[np.ndarray, "bond"]
@@ -128,17 +166,26 @@ class PriorParameters:
     angle_0: Float[np.ndarray, "angle"]
     improper_k: Float[np.ndarray, "improper"]
     improper_0: Float[np.ndarray, "improper"]
+    torsion_sin: Float[np.ndarray, "torsion order"]
+    torsion_cos: Float[np.ndarray, "torsion order"]
 
-    def to_json(self) -> dict[str, list[float]]:
+    def to_json(self) -> dict[str, list]:
         return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
 
     @staticmethod
-    def from_json(content: dict[str, list[float]]) -> "PriorParameters":
-        return PriorParameters(**{name: np.asarray(values, np.float64) for name, values in content.items()})
+    def from_json(content: dict[str, list]) -> "PriorParameters":
+        arrays = {name: np.asarray(values, np.float64) for name, values in content.items()}
+        for name in ("torsion_sin", "torsion_cos"):
+            arrays[name] = arrays[name].reshape(len(arrays[name]), -1 if arrays[name].size else 0)
+        return PriorParameters(**arrays)
 
 
-def fit_priors(moments: CoordinateMoments, temperature_K: float) -> PriorParameters:
-    """Harmonic priors whose thermal width is the width seen in the data.
+def fit_priors(moments: CoordinateMoments, temperature_K: float, torsion_order: int = 0) -> PriorParameters:
+    """Harmonic priors whose thermal width is the width seen in the data, and torsions whose histogram it is.
+
+    torsion_order   of the Fourier series that is fitted to -kT ln(count + 1/2) of each dihedral; 0 for no torsions. The
+                    half count stands for what a bin that was never visited may hold: without it nothing would keep a
+                    model out of where no data are.
 
     Raises FitFailed, naming the term, when its variance is zero or no number, or when there are too few
     frames.
@@ -164,7 +211,20 @@ def fit_priors(moments: CoordinateMoments, temperature_K: float) -> PriorParamet
         np.split(k, split),
         np.split(moments.mean, split),
     )
-    return PriorParameters(bond_k, bond_0, angle_k, angle_0, improper_k, improper_0)
+    torsions = _fit_torsions(moments.torsions, kT(temperature_K), torsion_order)
+    return PriorParameters(bond_k, bond_0, angle_k, angle_0, improper_k, improper_0, *torsions)
+
+
+def _fit_torsions(counts: np.ndarray, thermal: float, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sine and cosine coefficients of -kT ln(count + 1/2), by least squares over equal bins."""
+    if not order:
+        return np.zeros((0, 0)), np.zeros((0, 0))
+    energy = -thermal * np.log(counts + 0.5)
+    centres = (np.arange(N_TORSION_BINS) + 0.5) * 2 * np.pi / N_TORSION_BINS - np.pi
+    multiples = np.outer(np.arange(1, order + 1), centres)
+    # on equal bins the functions are orthogonal, so the projection is the least-squares answer
+    sine, cosine = (energy @ wave.T * (2 / N_TORSION_BINS) for wave in (np.sin(multiples), np.cos(multiples)))
+    return sine, cosine
 
 
 def term_labels(system: BeadSystem) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class TrainConfig:
     batch_size       frames in the global batch, over all processes
     learning_rate    peak of the schedule: linear warm-up, then a cosine to final_learning_rate
     weight_decay     of AdamW
+    torsion_order    of the torsion priors' Fourier series; 0 for bonds, angles and impropers alone
     cutoff_nm        beads further apart than this do not see one another
     seed             of the initial weights, the order of samples and the noise
     memory_limit_gb  largest store that is loaded
@@ -46,6 +47,7 @@ class TrainConfig:
     n_filters: int = Field(default=128, ge=1)
     n_blocks: int = Field(default=2, ge=1)
     terminal_widths: tuple[int, ...] = (128,)
+    torsion_order: int = Field(default=8, ge=0, le=30)
     seed: int = Field(default=1, ge=0)
     memory_limit_gb: float = Field(default=8.0, gt=0)
 
@@ -59,7 +61,7 @@ def build(study: "Study", labels: "Labels", system: "BeadSystem", train: np.ndar
     config: TrainConfig = study.tables["train"]
     batch = labels.batch(train, "prior noise", 0)
     moments = CoordinateMoments.of(batch.positions, system, batch.weights)
-    priors = fit_priors(moments, study.study.temperature_K)
+    priors = fit_priors(moments, study.study.temperature_K, config.torsion_order)
     return ForceField(
         system,
         priors,

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from torch.func import jacrev
 
@@ -68,3 +69,51 @@ def test_improper_prior_alone_tells_the_hands_apart(alanine, prior_parameters, p
 def test_beads_in_one_place_give_numbers(alanine, prior_parameters):
     energy, forces = Prior(alanine, prior_parameters)(torch.zeros(1, 6, 3))
     assert energy.isfinite().all() and forces.isfinite().all()
+
+
+def test_torsions_follow_the_histogram_and_their_forces_are_the_gradient() -> None:
+    """Torsions of a chain drawn from a known potential: V = 2 kT cos(θ - 1)."""
+    from hpc_cg.beads import bead_system
+    from hpc_cg.forcefield.coordinates import CoordinateMoments, dihedral_angles, fit_priors, torsions_of
+    from hpc_cg.units import kT
+
+    random = np.random.default_rng(0)
+    theta = np.arange(-np.pi, np.pi, 1e-3)
+    weight = np.exp(-2 * np.cos(theta - 1))
+    drawn = random.choice(theta, 200_000, p=weight / weight.sum())
+    ends = np.stack([0.05 + 0 * drawn, 0.1 * np.cos(drawn), 0.1 * np.sin(drawn)], axis=1)
+    frames = np.zeros((len(drawn), 4, 3))
+    frames[:, 0], frames[:, 2], frames[:, 3] = (-0.05, 0.1, 0), (0.15, 0, 0), ends
+    frames[:, 3, 0] += 0.15
+    frames += random.normal(0, 1e-3, frames.shape)
+    system = bead_system("abcd", range(4), [12.0] * 4, [(0, 1), (1, 2), (2, 3)])
+    assert torsions_of(system) == ((0, 1, 2, 3),)
+    np.testing.assert_allclose(
+        np.cos(dihedral_angles(frames[:50], torsions_of(system))[:, 0] - drawn[:50]), 1, atol=1e-2
+    )
+    prior = fit_priors(CoordinateMoments.of(frames, system), 300.0, torsion_order=6)
+    thermal = kT(300.0)
+    expected = np.zeros((2, 6))
+    expected[:, 0] = 2 * thermal * np.sin(1), 2 * thermal * np.cos(1)
+    np.testing.assert_allclose(np.stack([prior.torsion_sin[0], prior.torsion_cos[0]]), expected, atol=0.05 * thermal)
+    model = Prior(system, prior).double()
+    x = torch.from_numpy(frames[:5]).requires_grad_()
+    found = model(x)
+    gradient = torch.autograd.grad(found.energy.sum(), x)[0]
+    torch.testing.assert_close(found.forces, -gradient, rtol=1e-6, atol=1e-8)
+
+
+def test_where_no_frame_was_seen_the_torsion_prior_is_high() -> None:
+    from hpc_cg.forcefield.coordinates import N_TORSION_BINS, _fit_torsions
+
+    counts = np.zeros((1, N_TORSION_BINS))
+    counts[0, :24] = 1000
+    sine, cosine = _fit_torsions(counts, 1.0, 8)
+    angle = np.radians(60)
+    seen = np.radians(-120)
+
+    def energy(x: float) -> float:
+        orders = np.arange(1, 9)
+        return float(sine[0] @ np.sin(orders * x) + cosine[0] @ np.cos(orders * x))
+
+    assert energy(angle) - energy(seen) == pytest.approx(np.log(2001), abs=1.0)
