@@ -19,6 +19,7 @@ from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.mapping.maps import identity_map
+from hpc_cg.stages.train import TrainConfig
 
 TEMPERATURE_K = 300.0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +51,8 @@ class Molecule:
     def forcefield(self) -> ForceField:
         """A force field with fitted priors and fresh weights: time does not depend on what was learnt."""
         system: BeadSystem = identity_map(self.beads)[1]
-        priors = fit_priors(CoordinateMoments.of(self.positions(500), system), TEMPERATURE_K)
+        moments = CoordinateMoments.of(self.positions(500), system)
+        priors = fit_priors(moments, TEMPERATURE_K, TrainConfig().torsion_order)
         return ForceField(system, priors, self.network, seed=1).to(DEVICE)
 
 

@@ -23,6 +23,9 @@ from hpc_cg.files import PARTIAL, explain_write_errors, read_arrays, write_array
 REASONS = ("diverged", "mirrored")
 """Why a replica is quarantined."""
 
+ENSEMBLE = "ensemble.zarr"
+"""The name of the ensemble store inside the folder of the stage that wrote it."""
+
 SCHEMA = 1
 """Version of the ensemble store's layout."""
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from hpc_cg.learning.labels import Labels
     from hpc_cg.stages.study import Study
 
-ENSEMBLE = "ensemble.zarr"
 FORCE_BATCH = 2048
 
 
@@ -104,6 +103,7 @@ def model_sample(study: "Study") -> "Sample":
     import zarr
 
     from hpc_cg.analysis.sample import Sample
+    from hpc_cg.simulate.recorder import ENSEMBLE
 
     config: AggregateConfig = study.tables["aggregate"]
     positions = np.asarray(zarr.open_array(study.folder("simulate") / ENSEMBLE, path="positions", mode="r")[:])
@@ -177,6 +177,7 @@ def _figures(
     import zarr
 
     from hpc_cg.analysis import features, landscape, marginals
+    from hpc_cg.simulate.recorder import ENSEMBLE
 
     arrays: dict[str, np.ndarray] = {}
     samples = {"reference": clean, "model": model} | ({} if noised is None else {"noised": noised})

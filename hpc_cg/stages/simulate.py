@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from hpc_cg.stages.study import Study
 
 CHUNK_STEPS = 100
-ENSEMBLE = "ensemble.zarr"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -171,7 +170,7 @@ def collect(study: "Study") -> None:
     folder = study.folder("simulate")
     system = open_spec(study.folder("prepare") / STORE, study.tables["prepare"].molecule).system
     recorder.write_zarr(
-        folder / ENSEMBLE,
+        folder / recorder.ENSEMBLE,
         folder / "blocks",
         len(config.groups),
         config.n_blocks,
@@ -181,7 +180,7 @@ def collect(study: "Study") -> None:
     )
     if config.export == "none":
         return
-    positions = zarr.open_array(folder / ENSEMBLE, path="positions", mode="r")
+    positions = zarr.open_array(folder / recorder.ENSEMBLE, path="positions", mode="r")
     topology = export.bead_topology(system)
     export.write_topology_pdb(folder / "trajectories" / "topology.pdb", system, np.asarray(positions[0, 0]))
     for replica in range(config.n_replicas):

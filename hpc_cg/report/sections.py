@@ -1,0 +1,192 @@
+"""The chapters of the page, from plain numbers and arrays: what aggregate and the seals hold, in words and pictures.
+
+Arrays have the names that the stage aggregate gives them: ``surface_*`` (counts over φ, ψ), ``bond_i_*`` and
+``angle_i_*`` (densities on ``*_edges``), ``integration_*_*`` (fields of PsiIntegration), ``replica_psi`` (degrees).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from hpc_cg.analysis.comparison import Judged
+from hpc_cg.analysis.estimate import Estimate
+from hpc_cg.analysis.floor import Floor
+from hpc_cg.analysis.geometry import Density
+from hpc_cg.analysis.integration import PsiIntegration
+from hpc_cg.analysis.landscape import Grid
+from hpc_cg.analysis.marginals import Marginal, term_label
+from hpc_cg.beads import BeadSystem
+from hpc_cg.report import figures
+from hpc_cg.report.page import Figure, Quarantined, Section
+from hpc_cg.report.tables import Row, Table, judged_row, significant, with_error
+
+Arrays = Mapping[str, np.ndarray]
+MAPS = ("slice", "uniform", "optimal")
+
+
+def estimate_rows(estimates: Mapping[str, Any]) -> tuple[Row, ...]:
+    """The lines of the table of estimates; those against the noised reference say so."""
+    rows = []
+    for found in estimates["estimates"]:
+        estimate = Estimate(**{field.name: found[field.name] for field in fields(Estimate)})
+        row = judged_row(Judged(estimate, None if found["floor"] is None else Floor(**found["floor"])))
+        rows.append(replace(row, label=f"{row.label} (noised reference)") if found["against"] == "noised" else row)
+    return tuple(rows)
+
+
+def sizes_note(estimates: Mapping[str, Any]) -> str:
+    """The sample sizes and bins that the estimates belong to."""
+    sizes = estimates["sizes"]
+    return (
+        f"{sizes['reference']:,} reference frames against {sizes['model']:,} model frames; φ, ψ histograms of "
+        f"{sizes['bins']} × {sizes['bins']} bins; errors by resampling blocks of trajectory and replicas."
+    )
+
+
+def landscape(arrays: Arrays) -> Section | None:
+    """Free-energy surfaces side by side; None for a molecule without φ and ψ."""
+    if "surface_model" not in arrays:
+        return None
+    counts = arrays["surface_model"]
+    image = figures.free_energy_pair(
+        arrays["surface_reference"], counts, arrays.get("surface_noised"), Grid(len(counts))
+    )
+    caption = "Free energy over φ and ψ, and the difference where both have frames."
+    return Section("Free-energy surface", figures=(Figure("Free energy over φ and ψ", caption, image),))
+
+
+def local_structure(arrays: Arrays, system: BeadSystem) -> Section:
+    """Each bond and each angle, model beside reference."""
+    bonds = figures.bond_histograms(_marginals(arrays, "bond", system, system.bonds))
+    angles = figures.angle_histograms(_marginals(arrays, "angle", system, system.angles))
+    pictures = (
+        Figure("Bond lengths", "Each bond of the model and of the reference.", bonds),
+        Figure("Angles", "Each angle of the model and of the reference.", angles),
+    )
+    return Section("Local structure", figures=pictures)
+
+
+def forces(
+    fitted: Mapping[str, Any],
+    labels: Mapping[str, float],
+    integrated: Mapping[str, Mapping[str, float]],
+    arrays: Arrays,
+) -> Section:
+    """The force maps and their noise, and what the forces integrate to.
+
+    fitted       of the stage prepare: mean squares of each map, which is used, what the slice map breaks
+    labels       mean square of the kernel's labels, on fitted and held-out frames
+    integrated   differences along ψ by source of the forces
+    """
+    squares = {name + (" (used)" if name == fitted["force_map"] else ""): fitted["mean_square"][name] for name in MAPS}
+    squares["labels of the kernel"] = labels
+    tables = [
+        Table(
+            ("force map", "rms force, fitted frames (kJ/mol/nm)", "rms force, held-out frames (kJ/mol/nm)"),
+            tuple((name, _root(square["train"]), _root(square["held_out"])) for name, square in squares.items()),
+        )
+    ]
+    pictures: list[Figure] = []
+    if "labels" in integrated:
+        rows = tuple(
+            (
+                name,
+                with_error(x["difference_kT"], x["error_kT"]),
+                with_error(x["histogram_kT"], x["histogram_error_kT"]),
+            )
+            for name, x in integrated.items()
+        )
+        tables.append(Table(("forces", "α → β by integration (kT)", "by the histogram (kT)"), rows))
+        found = {name: _integration(arrays, name) for name in integrated}
+        caption = (
+            "Mean force along ψ and the free energy it integrates to, beside the histogram of the same frames: labels "
+            "that are right agree within their error, and a network that is right agrees with both."
+        )
+        image = figures.psi_integration(found["labels"], found.get("network"))
+        pictures.append(Figure("Integration along ψ", caption, image))
+    broken = fitted["slice_breaks_rigid_groups"]
+    text = "A map is valid where atoms held together rigidly share one coefficient. " + (
+        f"Here the slice map is not: it splits {len(broken)} rigid groups." if broken else "Here every map is."
+    )
+    return Section("Forces", text=text, tables=tuple(tables), figures=tuple(pictures))
+
+
+def training(curves: Sequence[Mapping[str, float]], errors: Mapping[str, float]) -> Section:
+    """Learning curves with the noise floor, and the errors on held-out frames at the end."""
+
+    def column(name: str) -> np.ndarray:
+        return np.asarray([row[name] for row in curves], dtype=np.float64)
+
+    curve = figures.LearningCurve(
+        label="force matching",
+        step=column("step"),
+        training=column("train"),
+        learning_rate=column("learning_rate"),
+        validation_step=column("step"),
+        validation=column("residual"),
+        noise_floor=errors["floor"],
+    )
+    table = Table(
+        ("on held-out frames", "value"),
+        (
+            ("rms of the labels (kJ/mol/nm)", _root(errors["label"])),
+            ("rms of the labels minus priors (kJ/mol/nm)", _root(errors["delta"])),
+            ("rms error of the model (kJ/mol/nm)", _root(errors["residual"])),
+            ("noise floor of the labels (kJ/mol/nm)", _root(errors["floor"])),
+            ("explained fraction of the labels", significant(errors["explained"], 3)),
+            ("explained fraction of what the priors leave", significant(errors["explained_delta"], 3)),
+        ),
+    )
+    caption = "Mean square error of the forces; the noise floor is the part of it that no model can remove."
+    image = figures.learning_curves([curve])
+    return Section("Training", tables=(table,), figures=(Figure("Learning curves", caption, image),))
+
+
+def simulation(arrays: Arrays, save_ps: float, timestep_ps: float, lost: Sequence[Mapping[str, Any]]) -> Section | None:
+    """ψ of every replica in time, with those that were taken out; None for a molecule without φ and ψ."""
+    if "replica_psi" not in arrays:
+        return None
+    psi = arrays["replica_psi"]
+    stopped = [figures.Stop(row["replica"], row["step"] * timestep_ps, row["reason"]) for row in lost]
+    time_ps = (np.arange(psi.shape[1]) + 1) * save_ps
+    image = figures.replicas_over_time(time_ps, psi, "ψ (degrees)", cyclic=True, stopped=stopped)
+    return Section("Simulation", figures=(Figure("Replicas", "ψ of each replica in time.", image),))
+
+
+def left_out(
+    frames: Sequence[Mapping[str, Any]], replicas: Sequence[Mapping[str, Any]], estimates: Sequence[str]
+) -> tuple[Quarantined, ...]:
+    """Everything that was left out of the numbers: frames, replicas, estimates, and why."""
+    return (
+        *(Quarantined(f"frame {row['frame']}", row["path"], row["reason"]) for row in frames),
+        *(Quarantined(f"replica {row['replica']}", f"from step {row['step']}", row["reason"]) for row in replicas),
+        *(Quarantined("estimate", "comparison with the reference", text) for text in estimates),
+    )
+
+
+def _marginals(arrays: Arrays, kind: str, system: BeadSystem, terms: Sequence[tuple[int, ...]]) -> list[Marginal]:
+    made = []
+    for number, term in enumerate(terms):
+        edges = arrays[f"{kind}_{number}_edges"]
+        shapes = {
+            name: Density(edges, arrays[f"{kind}_{number}_{name}"])
+            for name in ("reference", "model", "noised")
+            if f"{kind}_{number}_{name}" in arrays
+        }
+        made.append(Marginal(term_label(system, term), **shapes))
+    return made
+
+
+def _integration(arrays: Arrays, name: str) -> PsiIntegration:
+    values: dict[str, Any] = {}
+    for field in fields(PsiIntegration):
+        value = arrays[f"integration_{name}_{field.name}"]
+        values[field.name] = float(value) if value.ndim == 0 else value
+    return PsiIntegration(**values)
+
+
+def _root(mean_square: float) -> str:
+    """A mean square as a root; a floor that came out below zero is zero within its error."""
+    return significant(max(mean_square, 0.0) ** 0.5)
