@@ -1,6 +1,7 @@
 """How good the models of alanine dipeptide are: three kernels, three seeds, one table.
 
     python benchmarks/quality_alanine.py ARCHIVE_FOLDER WORK_FOLDER [--kernels none noise+forces noise] [--seeds 1 2 3]
+                                         [--train n_rbf=20 torsion_order=0]
 
 ARCHIVE_FOLDER holds all-atom trajectories (*.h5) and topology.pdb. Each kernel and seed is a study of its own in
 WORK_FOLDER, run through ``hpc-cg run all``, so an interrupted run continues. The table gives the mean over seeds, the
@@ -28,9 +29,7 @@ molecule = "alanine-dipeptide"
 [kernel]
 {kernel}
 [train]
-steps = 4000
-learning_rate = 2e-3
-n_rbf = 64
+{train}
 seed = {seed}
 [simulate]
 n_replicas = 96
@@ -47,18 +46,24 @@ ROWS = (
     "basin offset (α against the rest)",
     "bond length, mean Wasserstein distance",
     "bond width, model over reference",
-    "mirrored share",
+    "replica time lost, mirrored",
+    "replica time lost, diverged",
     "share with φ > 0",
 )
 
 
-def run(folder: Path, archive: Path, kind: str, seed: int) -> Path | None:
+TRAIN = {"steps": "4000", "learning_rate": "2e-3", "n_rbf": "64"}
+
+
+def run(folder: Path, archive: Path, kind: str, seed: int, train: dict[str, str]) -> Path | None:
     """Run one study; returns its product folder, or None where it failed."""
     name = f"{kind.replace('+', '-')}-{seed}"
     kernel = f'kind = "{kind}"' + ("" if kind == "none" else f"\nsigma_nm = {SIGMA_NM}")
     path = folder / f"{name}.toml"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(STUDY.format(name=name, archive=archive.resolve(), kernel=kernel, seed=seed), encoding="utf-8")
+    settings = "\n".join(f"{key} = {value}" for key, value in train.items())
+    text = STUDY.format(name=name, archive=archive.resolve(), kernel=kernel, seed=seed, train=settings)
+    path.write_text(text, encoding="utf-8")
     done = subprocess.run([sys.executable, "-c", "from launch.cli import main; main()", "run", "all", str(path)])
     return folder / name if done.returncode == 0 else None
 
@@ -108,11 +113,13 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--kernels", nargs="+", default=["none", "noise+forces", "noise"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--train", nargs="*", default=[], help="settings of [train] as KEY=VALUE")
     arguments = parser.parse_args()
+    train = TRAIN | dict(word.split("=", 1) for word in arguments.train)
     products: dict[str, dict[int, Path]] = {kind: {} for kind in arguments.kernels}
     for seed in arguments.seeds:
         for kind in arguments.kernels:
-            product = run(arguments.work, arguments.archive, kind, seed)
+            product = run(arguments.work, arguments.archive, kind, seed, train)
             if product is not None:
                 products[kind][seed] = product
     for kind, of_kind in products.items():

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hpc_cg.errors import ConfigError, MissingInput
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """The pydantic configuration of every table."""
 
 
@@ -67,6 +67,8 @@ def _sentence(table: str, cls: type, detail: Any) -> str:
     if detail["type"] in ("missing", "missing_argument"):
         return f"{where} is missing."
     message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("dataclass_type", "model_type", "dict_type") and not detail["loc"]:
+        return f"{table} = {detail['input']!r}: {table} is a table: write [{table}] and its settings below."
     if not detail["loc"]:
         return f"[{table}]: {message}"
     return f"{where} = {detail['input']!r}: {message[:1].lower()}{message[1:]}."

@@ -116,9 +116,5 @@ class BrokenLaunch(HpcCgError):
     """Processes that do not know of one another, or a launcher that is not there."""
 
 
-class UnsafePath(HpcCgError):
-    """A path in a manifest that leaves its root."""
-
-
 class MissingExtra(HpcCgError):
     """An optional dependency that this command needs is not installed."""

@@ -34,6 +34,12 @@ def explain_write_errors(path: Path) -> Iterator[None]:
                 "no space left on that disk",
                 "free space or move the run folder; then run again, what is sealed stays",
             ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise FolderNotWritable(
+                f"writing {path}",
+                "something else of that name in the way",
+                "move it away, or choose another folder in study.toml",
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise FolderNotWritable(
                 f"writing {path}",
@@ -93,6 +99,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise MissingInput(f"reading {path}", "no such file", "run the stage that writes it") from error
+    except OSError as error:
+        raise UnreadableFile(f"reading {path}", error.strerror or str(error), "check its folder and rights") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedProduct(
             f"reading {path}", f"no valid JSON ({error})", "remove that file and run its stage again"
@@ -136,6 +144,12 @@ def digest_bytes(*parts: bytes) -> str:
     for part in parts:
         total.update(part)
     return total.hexdigest()[:16]
+
+
+def digest_content(path: Path) -> str:
+    """Short hash of all bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def digest_file(path: Path, block: int = 1 << 16, n_blocks: int = 16) -> str:

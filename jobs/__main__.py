@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
-from hpc_cg.errors import ConfigError, HpcCgError
+from hpc_cg.errors import BrokenLaunch, ConfigError, HpcCgError, NotSealed
 from hpc_cg.stages import product
 from hpc_cg.stages.progress import Heartbeat
 from hpc_cg.stages.study import Study, read_study
@@ -27,10 +27,13 @@ logger = logging.getLogger("hpc-cg")
 
 
 class StopRequest:
-    """Signals set a flag that the trainer looks at between steps; a second Ctrl-C stops at once."""
+    """Asked between steps whether to save and stop: by a signal, or by the file STOP in the stage's folder.
 
-    def __init__(self) -> None:
-        self.asked = False
+    A second Ctrl-C stops at once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.asked, self.file = False, folder / product.STOP
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._ask)
 
@@ -40,13 +43,15 @@ class StopRequest:
         self.asked = True
 
     def __call__(self) -> bool:
-        return self.asked
+        return self.asked or self.file.exists()
 
 
 def run_stage(study: Study, stage: str) -> int:
     """Work on this process's share of a stage, and seal the product where this is the first process."""
     if stage not in study.stages:
         raise ConfigError(study.path.name, [f"stage {stage} is not part of this study ({', '.join(study.stages)})."])
+    if study.state(stage) == product.State.SEALED:
+        return 0
     if stage == "train":
         return _train(study)
     team = team_for(os.environ)
@@ -73,7 +78,7 @@ def _train(study: Study) -> int:
     from hpc_cg.stages import train
 
     me = who_am_i(os.environ)
-    stopped = StopRequest()
+    stopped = StopRequest(study.folder("train"))
     _use_own_gpu()
     world = join(me.rank, me.world_size, me.master_addr, me.master_port)
     if me.rank == 0:
@@ -93,16 +98,30 @@ def _train(study: Study) -> int:
 
 
 def _use_own_gpu() -> None:
-    """Where a node has several GPUs, give each of its processes one of its own."""
+    """Where a node has GPUs, give each of its processes one of its own. Raises BrokenLaunch where there are too few."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(who_am_i(os.environ).local_rank % torch.cuda.device_count())
+    if not torch.cuda.is_available():
+        return
+    place, n_gpus = who_am_i(os.environ).local_rank, torch.cuda.device_count()
+    if place >= n_gpus:
+        raise BrokenLaunch(
+            "one GPU for each process of a node",
+            f"process {place + 1} of a node with {n_gpus}",
+            "start fewer processes",
+        )
+    torch.cuda.set_device(place)
 
 
 def _begin(study: Study, stage: str) -> None:
     for name in study.upstream(stage):
         product.need_seal(study.folder(name), stage)
+        if study.state(name) != product.State.SEALED:
+            raise NotSealed(
+                f"{stage} reads the product of {name}",
+                f"{study.folder(name)} made with other settings or inputs than the study has now",
+                f"run the stage {name} of this study first",
+            )
     product.begin(study.folder(stage), study.fingerprint(stage), study.inputs(stage))
 
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from hpc_cg.errors import HpcCgError
+from hpc_cg.errors import ConfigError, HpcCgError
 
 app = typer.Typer(
     add_completion=False,
@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+
+STOPPED = "stopped; what is sealed or committed stays: run again to continue"
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file, e.g. study.toml.")]
 
@@ -40,37 +42,62 @@ def run(
 
     [bold]Example:[/] hpc-cg run all study.toml
     """
+    try:
+        code = _run(words, ranks)
+    except KeyboardInterrupt:
+        errors.print(STOPPED, soft_wrap=True)
+        code = 130
+    raise typer.Exit(code)
+
+
+def _run(words: list[str], ranks: int) -> int:
     import os
 
     from launch.local import find_mpiexec
     from launch.pipeline import run_stages
 
-    if len(words) > 2:
-        raise typer.BadParameter(f"expected [STAGE|all] STUDY, got {' '.join(words)}")
-    found = _study(Path(words[-1]))
-    target = words[0] if len(words) == 2 else "all"
+    target, path = _target(words)
+    found = _study(path)
     n_ranks = ranks or len(os.sched_getaffinity(0))
     if not ranks and n_ranks > 1 and find_mpiexec() is None:
         console.print("no mpiexec here, so one process (pip install 'hpc-cg\\[mpi]' brings one)", soft_wrap=True)
         n_ranks = 1
-    raise typer.Exit(run_stages(found, _stages(found, target), n_ranks, console, errors))
+    return run_stages(found, _stages(found, target), n_ranks, console, errors)
+
+
+def _target(words: list[str]) -> tuple[str, Path]:
+    """The stage and the study among the words of ``run``, in either order; raises ConfigError."""
+    from hpc_cg.stages.study import UPSTREAM
+
+    typed = f"hpc-cg run {' '.join(words)}"
+    if len(words) > 2:
+        raise ConfigError(typed, ["more than a stage and a study file. Try: hpc-cg run STAGE study.toml."])
+    if len(words) == 1 and words[0] in (*UPSTREAM, "all") and not Path(words[0]).is_file():
+        raise ConfigError(typed, [f"the study file is missing. Try: {typed} study.toml."])
+    if len(words) == 1:
+        return "all", Path(words[0])
+    stage, study = reversed(words) if words[0].endswith(".toml") and not words[1].endswith(".toml") else words
+    return stage, Path(study)
 
 
 @app.command()
 def status(
     study: StudyFile, json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False
 ) -> None:
-    """Say which stages are sealed, partial (with counts), stale or absent.
+    """Say which stages are sealed (with figures), partial (with counts, and who works there), stale or absent.
+
+    Exits with 1 where a folder cannot be read, and names it.
 
     [bold]Example:[/] hpc-cg status study.toml
     """
-    from launch.view import status_table
+    from launch.view import status_table, survey
 
-    found = _study(study)
+    lines = survey(_study(study))
     if json:
-        console.print_json(data={stage: str(found.state(stage)) for stage in found.stages})
-        return
-    console.print(status_table(found))
+        console.print_json(data={line.stage: line.word for line in lines})
+    else:
+        console.print(status_table(lines))
+    raise typer.Exit(1 if any(line.state is None for line in lines) else 0)
 
 
 @app.command()
@@ -86,6 +113,8 @@ def show(
     """
     from launch.inspect import archive_table, product_lines
 
+    if stage.endswith(".toml") and target.suffix != ".toml":
+        target, stage = Path(stage), str(target)
     if target.suffix != ".toml":
         console.print(archive_table(target))
         return
@@ -130,14 +159,14 @@ def _study(path: Path) -> Any:
 
 
 def _stages(study: Any, target: str) -> tuple[str, ...]:
-    from hpc_cg.errors import ConfigError
+    from difflib import get_close_matches
 
     if target == "all":
         return study.stages
     if target not in study.stages:
-        raise ConfigError(
-            study.path.name, [f"{target} is no stage of this study. Known: {', '.join(study.stages)}, all."]
-        )
+        known = (*study.stages, "all")
+        meant = "".join(f" Did you mean {name}?" for name in get_close_matches(target, known, n=1))
+        raise ConfigError(study.path.name, [f"{target} is no stage of this study.{meant} Known: {', '.join(known)}."])
     return (target,)
 
 
@@ -148,6 +177,11 @@ def main() -> None:
     except HpcCgError as error:
         errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        from launch.view import explain
+
+        errors.print(f"[red]error:[/] {escape(explain(error))}", soft_wrap=True)
+        sys.exit(1)
     except KeyboardInterrupt:
-        errors.print("stopped; what is sealed or committed stays, run again to continue")
+        errors.print(STOPPED, soft_wrap=True)
         sys.exit(130)

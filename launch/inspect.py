@@ -9,8 +9,9 @@ from rich.table import Table
 
 from hpc_cg.errors import HpcCgError
 from hpc_cg.files import read_json
-from hpc_cg.stages.product import State, read_seal
+from hpc_cg.stages.product import State, audit, read_seal
 from hpc_cg.stages.study import Study
+from launch.view import explain
 
 SHOWN_SEGMENTS = 40
 
@@ -65,88 +66,59 @@ def product_lines(study: Study, stage: str) -> Iterator[str]:
 def audit_study(study: Study, say: Callable[[str], Any]) -> list[str]:
     """Check every sealed product of a study against what was sealed; ``say`` gets a line per product.
 
-    Returns the faults. Products that are not sealed are named and not checked; a stale one is a fault.
+    Nothing is written. Returns the faults. Products that are not sealed are named and not checked; a stale one is a
+    fault.
     """
     faults: list[str] = []
     for stage in study.stages:
-        state = study.state(stage)
-        if state not in (State.SEALED, State.STALE):
-            say(f"{stage:<10} {state}, nothing to audit")
-            continue
-        found = [f"{stage}: stale, its settings or inputs have changed since"] if state == State.STALE else []
+        found: list[str] = []
         try:
-            found += [f"{stage}: {fault}" for fault in _AUDITS[stage](study)]
-        except HpcCgError as error:
-            found.append(f"{stage}: {error}")
+            state = study.state(stage)
+            if state not in (State.SEALED, State.STALE):
+                say(f"{stage:<10} {state}, nothing to audit")
+                continue
+            if state == State.STALE:
+                found.append("stale, its settings or inputs have changed since")
+            found += audit(study.folder(stage))
+            found += _MORE[stage](study) if stage in _MORE else []
+        except (HpcCgError, OSError) as error:
+            found.append(explain(error))
         say(f"{stage:<10} {'whole' if not found else f'{len(found)} faults'}")
-        faults += found
+        faults += [f"{stage}: {fault}" for fault in found]
     return faults
 
 
-def _reference(study: Study) -> list[str]:
-    config = study.tables["reference"]
-    files = sorted(study.folder("reference").glob("*.h5"))
-    missing = config.n_trajectories - len(files)
-    return (
-        [f"{missing} of {config.n_trajectories} trajectories are missing"] if missing else _content(study, "reference")
-    )
-
-
-def _content(study: Study, stage: str) -> list[str]:
-    """Compute the digest of a product again and compare it with the sealed one."""
-    from importlib import import_module
-
-    seal = read_seal(study.folder(stage))
-    content, _ = import_module(f"hpc_cg.stages.{stage}").finish(study)
-    return [] if seal is not None and content == seal.content else ["its content is not what was sealed"]
-
-
 def _store(study: Study, stage: str) -> list[str]:
-    from hpc_cg.store.audit import audit
+    from hpc_cg.store.audit import audit as audit_store
     from hpc_cg.store.dataset import open_spec
     from hpc_cg.store.layout import STORE
 
     folder = study.folder(stage) / STORE
-    return list(audit(folder, open_spec(folder, study.tables["prepare"].molecule)).faults) + _content(study, stage)
+    return list(audit_store(folder, open_spec(folder, study.tables["prepare"].molecule)).faults)
 
 
 def _prepare(study: Study) -> list[str]:
-    faults = _store(study, "prepare")
-    for row in read_json(study.folder("prepare") / "segments.json"):
-        path = Path(row["path"])
-        if not path.exists():
-            faults.append(f"the archive's {path} is gone")
-    planned = read_json(study.folder("prepare") / "plan.json")["archive"]
-    if not faults:
-        from hpc_cg.stages.prepare import archive_digest
+    return _store(study, "prepare") + _archive(study)
 
-        if archive_digest(study) != planned:
-            faults.append("the archive is not the one that the store was made from")
-    return faults
+
+def _archive(study: Study) -> list[str]:
+    """Whether the archive holds the segments that the store was made from, wherever it lies now, and no others."""
+    from hpc_cg.stages.prepare import scan
+
+    sealed = {row["digest"]: row["path"] for row in read_json(study.folder("prepare") / "segments.json")}
+    now = {segment.digest: segment.path for segment in scan(study)}
+    lost = [path for digest, path in sealed.items() if digest not in now]
+    faults = [
+        f"the archive's {path} is {'not the one that the store was made from' if Path(path).exists() else 'gone'}"
+        for path in lost
+    ]
+    new = [path for digest, path in now.items() if digest not in sealed and path not in lost]
+    return faults + [f"the archive's {path} is not in the store" for path in new]
 
 
 def _kernel(study: Study) -> list[str]:
-    return _store(study, "kernel") if study.tables["kernel"].draws == "stored" else _content(study, "kernel")
+    return _store(study, "kernel") if study.tables["kernel"].draws == "stored" else []
 
 
-def _train(study: Study) -> list[str]:
-    from hpc_cg.files import digest_bytes
-    from hpc_cg.learning.checkpoint import SEALED, sealed
-
-    faults = _content(study, "train")
-    for folder in sealed(study.folder("train")):
-        for name, expected in read_json(folder / SEALED).items():
-            if digest_bytes((folder / name).read_bytes()) != expected:
-                faults.append(f"{folder.name}/{name} holds other bytes than were sealed")
-    return faults
-
-
-_AUDITS: dict[str, Callable[[Study], list[str]]] = {
-    "reference": _reference,
-    "prepare": _prepare,
-    "kernel": _kernel,
-    "train": _train,
-    "simulate": lambda study: _content(study, "simulate"),
-    "aggregate": lambda study: _content(study, "aggregate"),
-    "report": lambda study: _content(study, "report"),
-}
+_MORE: dict[str, Callable[[Study], list[str]]] = {"prepare": _prepare, "kernel": _kernel}
+"""What is checked beyond the files themselves: the stores keep checksums of their own."""

@@ -1,7 +1,7 @@
 """Run a stage here and now, on the cores of this machine, and show how far it is.
 
 Each stage is a command of its own, ``python -m jobs STAGE study.toml``, under mpiexec where there are several ranks. It
-is watched through its progress files alone, so the terminal can go away and come back.
+runs in a session of its own, so that Ctrl-C reaches this process alone, which then lets the stage save before it ends.
 """
 
 import os
@@ -10,27 +10,49 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from hpc_cg.errors import BrokenLaunch
-from hpc_cg.files import explain_write_errors
+from hpc_cg.errors import BrokenLaunch, FolderBusy
+from hpc_cg.stages.product import RUNNING, STOP, owner
 from hpc_cg.stages.progress import FOLDER, Reading, read_progress
 from hpc_cg.stages.study import Study
+from launch.family import family, kill
+from launch.interrupts import Interrupts
+from launch.tail import Tail
 
 POLL_S = 0.3
+SAVE_PATIENCE_S = 60.0
+END_PATIENCE_S = 5.0
+DONE, PARTIAL = 0, 75
+"""Exit codes of a stage that is sealed, and of one that stopped at a safe place."""
+
 SINGLE = ("aggregate", "report", "reference")
 """Stages that one process does: OpenMM uses the cores by itself, and the last two fold what is there."""
 
 
+class View(Protocol):
+    """Who shows a stage: called now and then with its progress, told a sentence where there is one."""
+
+    def __call__(self, reading: Reading | None) -> None: ...
+
+    def say(self, sentence: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Ended:
-    """How a stage ended here: its exit code, what it said about it, and where its log lies."""
+    """How a stage ended here.
+
+    code      its exit code
+    message   what it said about a failure; empty where there was none
+    log       where all that it said lies; None where that could not be written
+    """
 
     code: int
     message: str
-    log: Path
+    log: Path | None
     seconds: float
 
 
@@ -53,58 +75,115 @@ def find_mpiexec() -> str | None:
 
 
 def environment(n_ranks: int) -> dict[str, str]:
-    """This process's environment with the cores divided among the ranks."""
-    cores = len(os.sched_getaffinity(0))
-    threads = str(max(1, cores // n_ranks))
+    """This process's environment with the cores divided among the ranks; threads that a person has set stay."""
+    threads = str(max(1, len(os.sched_getaffinity(0)) // n_ranks))
+    count = {name: os.environ.get(name) or threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     quiet = {"UCX_LOG_LEVEL": "error", "PYTHONUNBUFFERED": "1"}
     port = {"MASTER_PORT": str(15000 + os.getpid() % 10000)}
-    return os.environ | quiet | port | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    return os.environ | quiet | port | count
 
 
-def run_stage(study: Study, stage: str, n_ranks: int, show: Callable[[Reading | None], None]) -> Ended:
-    """Run one stage to its end; ``show`` is called now and then with its progress.
+def log_path(study: Study, stage: str) -> Path:
+    """A log of its own for each start of a stage."""
+    return study.run_folder / "logs" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
 
-    Ctrl-C and SIGTERM stop the stage too, and raise KeyboardInterrupt.
+
+def refuse_if_busy(study: Study, stage: str) -> None:
+    """Raise FolderBusy where somebody works on a stage, before anything of theirs is touched."""
+    folder = study.folder(stage)
+    other = owner(folder)
+    if other is not None:
+        raise FolderBusy(
+            f"running {stage} in {folder}",
+            f"another run there: {other}",
+            f"wait for it or stop it; if it is no more, remove {folder / RUNNING}",
+        )
+
+
+def run_stage(study: Study, stage: str, n_ranks: int, view: View) -> Ended:
+    """Run one stage to its end.
+
+    Ctrl-C, SIGTERM and a closed terminal stop the stage with all its processes and raise KeyboardInterrupt: training
+    is asked to save first. Raises FolderBusy, BrokenLaunch.
     """
-    log = study.run_folder / "logs" / f"{stage}.log"
-    with explain_write_errors(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(study.folder(stage) / FOLDER, ignore_errors=True)
-        began = time.time()
-        with log.open("w", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                command(study, stage, n_ranks),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment(1 if stage in SINGLE else n_ranks),
-            )
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    refuse_if_busy(study, stage)
+    line, folder = command(study, stage, n_ranks), study.folder(stage)
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    began, by_itself = time.time(), True
+    with Interrupts() as interrupts:
+        process = subprocess.Popen(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(1 if stage in SINGLE else n_ranks),
+            start_new_session=True,
+        )
+        assert process.stdout is not None, "a pipe was asked for"
+        tail = Tail(process.stdout, log_path(study, stage))
+        try:
+            while not _ended_in(process, POLL_S) and not interrupts.asked:
+                view(read_progress(folder))
+            if interrupts.asked and process.returncode is None and stage == "train":
+                _ask_to_save(process, folder, interrupts, view)
+        finally:
+            if process.returncode is None:
+                by_itself = False
+                _end(process, interrupts)
+        tail.close()
+        if interrupts.asked and (not by_itself or process.returncode in (DONE, PARTIAL)):
+            raise KeyboardInterrupt
+    view(read_progress(folder))
+    return Ended(process.returncode, tail.message if process.returncode else "", tail.log, time.time() - began)
+
+
+def _ask_to_save(process: subprocess.Popen, folder: Path, interrupts: Interrupts, view: View) -> None:
+    """Let training save at its next step; returns when it has ended, when patience has, or at a second Ctrl-C.
+
+    Nothing is asked of a training that has not claimed its folder yet: it has nothing to save.
+    """
+    if owner(folder) is None:
+        return
+    view.say("stopping train at the next step… (Ctrl-C again ends it at once)")
+    before, deadline = interrupts.asked, time.monotonic() + SAVE_PATIENCE_S
+    stop = folder / STOP
     try:
-        while process.poll() is None:
-            show(read_progress(study.folder(stage)))
-            time.sleep(POLL_S)
-    except KeyboardInterrupt:
-        _stop(process)
-        raise
+        while interrupts.asked == before and time.monotonic() < deadline:
+            stop.touch()  # again each time: a training that only just starts removes what it finds
+            if _ended_in(process, POLL_S):
+                return
+            view(read_progress(folder))
+    except OSError as error:
+        view.say(f"{stop} cannot be written ({error.strerror}), so train is ended without saving")
     finally:
-        signal.signal(signal.SIGTERM, before)
-    show(read_progress(study.folder(stage)))
-    return Ended(process.returncode, _message(log) if process.returncode else "", log, time.time() - began)
+        with suppress(OSError):
+            stop.unlink(missing_ok=True)
 
 
-def _stop(process: subprocess.Popen, patience_s: float = 20.0) -> None:
-    """Give a stage the time to save, then end it."""
-    process.send_signal(signal.SIGINT)
+def _end(process: subprocess.Popen, interrupts: Interrupts) -> None:
+    """End a stage and all its processes: politely, and at a further Ctrl-C or after some seconds by force."""
+    members, before = family(process.pid), interrupts.asked
+    if before < 2:
+        _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + END_PATIENCE_S
+        while interrupts.asked == before and time.monotonic() < deadline and not _ended_in(process, POLL_S):
+            pass
+    if process.returncode is None:
+        members |= family(process.pid)
+        _signal(process, signal.SIGKILL)
+    kill(members)
+    process.wait()
+
+
+def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
+    """Send a signal to the group of a stage; mpiexec passes a SIGTERM on to its ranks."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _ended_in(process: subprocess.Popen, seconds: float) -> bool:
     try:
-        process.wait(patience_s)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _message(log: Path) -> str:
-    """What a failed stage said: its own sentence where there is one, the end of its log otherwise."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    sentences = dict.fromkeys(line.removeprefix("hpc-cg: ") for line in lines if line.startswith("hpc-cg: "))
-    return "\n".join(sentences) or "\n".join(lines[-15:]) or "no message"
+        return False
+    return True

@@ -8,35 +8,36 @@ from rich.markup import escape
 from hpc_cg.files import read_json
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study
-from launch.local import run_stage
-from launch.view import one_line, watching
-
-PARTIAL = 75
+from launch.local import PARTIAL, refuse_if_busy, run_stage
+from launch.view import STALE, watching
+from launch.words import figures
 
 
 def run_stages(study: Study, stages: tuple[str, ...], n_ranks: int, console: Console, errors: Console) -> int:
-    """Run the given stages here, and return the exit code."""
+    """Run the given stages here, and return the exit code.
+
+    Raises FolderBusy where somebody else works on one of them, KeyboardInterrupt where a stage was asked to stop.
+    """
     console.print(f"[bold]{escape(study.study.name)}[/]  {escape(str(study.run_folder))}", soft_wrap=True)
     for stage in stages:
-        if study.state(stage) == State.SEALED:
-            console.print(f"  {stage:<10} already sealed: {escape(_summary(study, stage))}", soft_wrap=True)
+        state = study.state(stage)
+        if state == State.SEALED:
+            console.print(f"  {stage:<10} already sealed: {_figures(study, stage)}", soft_wrap=True)
             continue
-        if study.state(stage) == State.STALE:
-            console.print(
-                f"  {stage:<10} [magenta]stale[/]: settings or inputs have changed; moved to superseded/, made again"
-            )
+        refuse_if_busy(study, stage)
+        if state == State.STALE:
+            console.print(f"  {stage:<10} [magenta]stale[/]: {STALE}, the old is kept in superseded/", soft_wrap=True)
         with watching(console, stage) as view:
             ended = run_stage(study, stage, n_ranks, view)
         if ended.code == PARTIAL:
-            console.print(f"  {stage:<10} [yellow]stopped and saved[/]; run again to continue")
+            console.print(f"  {stage:<10} [yellow]stopped and saved[/]; run again to continue", soft_wrap=True)
             return PARTIAL
         if ended.code:
             errors.print(f"[red]error in {stage}:[/] {escape(ended.message)}", soft_wrap=True)
-            errors.print(f"  log: {escape(str(ended.log))}", soft_wrap=True)
+            errors.print(f"  log: {escape(str(ended.log or 'could not be written'))}", soft_wrap=True)
             return ended.code if ended.code > 0 else 1
         console.print(
-            f"  {stage:<10} [green]sealed[/] in {_time(ended.seconds)}: {escape(_summary(study, stage))}",
-            soft_wrap=True,
+            f"  {stage:<10} [green]sealed[/] in {_time(ended.seconds)}: {_figures(study, stage)}", soft_wrap=True
         )
     if "report" in stages:
         show_result(study, console)
@@ -56,9 +57,9 @@ def show_result(study: Study, console: Console) -> None:
     console.print(f"\n  {'report':<{width}}  {escape(str(study.folder('report') / 'report.html'))}", soft_wrap=True)
 
 
-def _summary(study: Study, stage: str) -> str:
+def _figures(study: Study, stage: str) -> str:
     seal = read_seal(study.folder(stage))
-    return one_line(seal.summary) if seal else ""
+    return escape(figures(study, stage, seal)) if seal else ""
 
 
 def _time(seconds: float) -> str:

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -12,11 +12,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from hpc_cg.stages.product import State, read_seal
-from hpc_cg.stages.progress import Reading, read_progress
+from hpc_cg.errors import HpcCgError
+from hpc_cg.stages.product import State, owner, read_seal, state
+from hpc_cg.stages.progress import Reading
 from hpc_cg.stages.study import Study
+from launch.words import figures
 
 QUIET_EVERY_S = 10.0
+STALE = "settings or inputs have changed: will be made again"
 STYLE = {State.SEALED: "green", State.PARTIAL: "yellow", State.STALE: "magenta", State.ABSENT: "dim"}
 
 
@@ -59,7 +62,12 @@ class StageView:
             self.progress.update(self.task, description=escape(text), completed=reading.done, total=reading.total)
         elif time.time() - self.last > QUIET_EVERY_S:
             self.last = time.time()
-            self.console.print(f"  {self.stage:<10} {text}", highlight=False, soft_wrap=True)
+            self.console.print(f"  {self.stage:<10} {escape(text)}", highlight=False, soft_wrap=True)
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the bar."""
+        with suppress(OSError):  # a terminal that was closed hears nothing, and the stage still ends well
+            self.console.print(f"  {self.stage:<10} {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -73,45 +81,70 @@ def watching(console: Console, stage: str) -> Iterator[StageView]:
         yield view
 
 
-def status_table(study: Study) -> Table:
+@dataclass(frozen=True)
+class Line:
+    """What is known of one stage.
+
+    state   sealed, stale, partial, absent; None where its folder cannot be read
+    text    its figures, how far it is, or why it cannot be read
+    """
+
+    stage: str
+    state: State | None
+    text: str
+
+    @property
+    def word(self) -> str:
+        return "unreadable" if self.state is None else str(self.state)
+
+
+def survey(study: Study) -> tuple[Line, ...]:
+    """A line for each stage of a study; a folder that cannot be read is told of and hides no other."""
+    lines: list[Line] = []
+    try:
+        states = study.states()
+    except (HpcCgError, OSError):
+        states = {}  # look at each alone, to find which it is
+    for stage in study.stages:
+        try:
+            own = states.get(stage) or state(study.folder(stage), study.fingerprint(stage), study.inputs(stage))
+            line = Line(stage, own, known(study, stage, own))
+        except (HpcCgError, OSError) as error:
+            fault = explain(error)
+            told = next((earlier.stage for earlier in lines if earlier.text == fault), None)
+            line = Line(stage, None, fault if told is None else f"as {told}")
+        lines.append(line)
+    return tuple(lines)
+
+
+def status_table(lines: tuple[Line, ...]) -> Table:
     """Every stage of a study: its state, what is known of it."""
     table = Table(box=None, pad_edge=False, title=None)
     for name in ("stage", "state", "what is there"):
         table.add_column(name, overflow="fold")
-    for stage in study.stages:
-        state = study.state(stage)
-        table.add_row(stage, f"[{STYLE[state]}]{state}[/]", escape(_known(study, stage, state)))
+    for line in lines:
+        style = "red" if line.state is None else STYLE[line.state]
+        table.add_row(line.stage, f"[{style}]{line.word}[/]", escape(line.text))
     return table
 
 
-def _known(study: Study, stage: str, state: State) -> str:
-    if state == State.ABSENT:
-        return ""
-    if state == State.PARTIAL:
-        reading = read_progress(study.folder(stage))
-        return (
-            "begun"
-            if reading is None
-            else f"{reading.phase}: {reading.done:,.0f} of {reading.total:,.0f} {reading.unit}"
-        )
-    seal = read_seal(study.folder(stage))
-    assert seal is not None, "sealed and stale products have a seal"
-    text = one_line(seal.summary)
-    if state == State.STALE:
-        return f"made with other settings or inputs, will be made again ({text})"
-    return text
+def known(study: Study, stage: str, found: State) -> str:
+    """What there is to say of a stage in the state ``found``."""
+    if found == State.SEALED:
+        seal = read_seal(study.folder(stage))
+        return "" if seal is None else figures(study, stage, seal)
+    other = owner(study.folder(stage))
+    if found == State.PARTIAL:
+        done = study.done(stage)
+        count = "begun" if done is None else f"{done[0]:,} of {done[1]:,} {done[2]}"
+        return f"{count}; {'stopped' if other is None else f'running: {other}'}"
+    if other is not None:
+        return f"running: {other}"
+    return STALE if found == State.STALE else ""
 
 
-def one_line(summary: dict[str, Any]) -> str:
-    """The plain figures of a seal's summary in one line."""
-    return ", ".join(
-        f"{name.replace('_', ' ')} {_figure(value)}"
-        for name, value in summary.items()
-        if isinstance(value, int | float | str)
-    )
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def explain(error: HpcCgError | OSError) -> str:
+    """A failure in one sentence; the operating system's too."""
+    if isinstance(error, HpcCgError) or error.filename is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}. Check that folder, its disk and its rights."

@@ -33,9 +33,12 @@ def imports(path: Path) -> set[str]:
 
 
 def room(module: str) -> str:
-    """The part of the library that a dotted name belongs to; empty for the library itself."""
+    """The part of the library that a dotted name belongs to; empty for the library itself. Every part has a rank."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in RANK else ""
+    if len(parts) == 1 or parts[1] in ("__init__", "__version__"):
+        return ""
+    assert parts[1] in RANK, f"hpc_cg.{parts[1]} has no place in the order of imports"
+    return parts[1]
 
 
 def names(path: Path) -> str:

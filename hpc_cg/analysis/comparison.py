@@ -173,7 +173,7 @@ def _local(pair: _Pair, system: BeadSystem) -> Iterator[tuple[str, Callable[[], 
         yield "angle width, model over reference", partial(_width_ratio, pair, corners)
     if system.impropers:
         hands = [handedness(s.positions, system.impropers) for s in (pair.reference, pair.model)]
-        yield "mirrored share", partial(_mirrored, pair, hands)
+        yield "mirrored share of the frames kept", partial(_mirrored, pair, hands)
 
 
 def _transport(pair: _Pair, columns: list[np.ndarray], factor: float, unit: str) -> Judged:

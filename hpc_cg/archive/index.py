@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from hpc_cg import files, units
@@ -159,6 +158,8 @@ class _Header:
 
 
 def _h5_header(path: Path, length_unit: str, force_unit: str) -> _Header:
+    import h5py  # here, because listing files needs to be quick
+
     with h5py.File(path, "r") as file:
         if "positions" not in file:
             raise _unreadable(path, f"no dataset 'positions' (there is {', '.join(file) or 'nothing'})")
@@ -213,6 +214,12 @@ def _matches(pattern: str, root: Path) -> list[Path]:
             f"name files ({', '.join(FORMATS)}), a folder that holds some, or a glob",
         )
     return hits
+
+
+def files_of(source: Path) -> tuple[Path, ...]:
+    """The files that one source of ``find`` consists of: itself, and the forces beside coordinates."""
+    beside = source.with_name(source.name.removesuffix(COORDINATES) + FORCES)
+    return (source, beside) if source.name.endswith(COORDINATES) and beside.exists() else (source,)
 
 
 def _hidden(path: Path) -> bool:

@@ -95,10 +95,19 @@ def load_forcefield(root: Path) -> tuple[ForceField, int]:
     found = newest(root)
     if found is None:
         raise NotSealed(
-            f"a trained force field from {root}", "no sealed checkpoint there", "run `hpc-cg run train` first"
+            f"a trained force field from {root}",
+            "no sealed checkpoint there",
+            "run the stage train of this study first",
         )
-    forcefield = ForceField.from_description(found.description)
-    forcefield.load_state_dict(found.model)
+    try:
+        forcefield = ForceField.from_description(found.description)
+        forcefield.load_state_dict(found.model)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DamagedProduct(
+            f"the checkpoint {root} at step {found.step}",
+            f"a force field that this version cannot build ({error})",
+            "train again with this version, or use the version that trained it",
+        ) from error
     return forcefield.eval(), found.step
 
 

@@ -102,6 +102,7 @@ class Trainer:
         self.scale = 1.0
         self.curves: list[dict[str, Any]] = []
         self.running = [0.0, 0]
+        self.seconds = 0.0
 
     def run(
         self, report: Callable[[int, str], None], stopped: Callable[[], bool], description: dict[str, Any]
@@ -117,10 +118,12 @@ class Trainer:
         self.scale = errors.delta
         if self.world.size > 1:
             self._check_world()
-        began, first, note, ask_stop = time.perf_counter(), self.step, self._note(errors), False
+        note, ask_stop = self._note(errors), False
         report(self.step, note)
         while self.step < self.settings.steps and not ask_stop:
+            began = time.perf_counter()
             ask_stop = self._train_one_step(stopped())
+            self.seconds += time.perf_counter() - began
             if self.step % self.settings.validate_every == 0 or self.step == self.settings.steps:
                 errors = self._validate()
                 note = self._note(errors)
@@ -128,8 +131,7 @@ class Trainer:
             if self.step % self.settings.checkpoint_every == 0 or self.step == self.settings.steps or ask_stop:
                 self._save(description)
             report(self.step, note)
-        seconds = time.perf_counter() - began
-        rate = (self.step - first) * self.settings.batch_size / seconds if self.step > first else 0.0
+        rate = self.step * self.settings.batch_size / self.seconds if self.seconds else 0.0
         return Outcome(self.step == self.settings.steps, self.step, errors, rate)
 
     def _train_one_step(self, stop: bool) -> bool:
@@ -224,7 +226,7 @@ class Trainer:
                 step=self.step,
                 model={name: value.cpu() for name, value in self.forcefield.state_dict().items()},
                 optimizer=self.optimizer.state_dict(),
-                cursor={"step": self.step, "curves": self.curves, "running": self.running},
+                cursor={"step": self.step, "curves": self.curves, "running": self.running, "seconds": self.seconds},
                 description=description,
             )
             checkpoints.save(self.folder, state)
@@ -237,3 +239,4 @@ class Trainer:
         self.forcefield.load_state_dict(found.model)
         self.optimizer.load_state_dict(found.optimizer)
         self.step, self.curves, self.running = found.step, found.cursor["curves"], found.cursor["running"]
+        self.seconds = found.cursor["seconds"]

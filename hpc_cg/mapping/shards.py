@@ -38,7 +38,7 @@ class Piece:
 @dataclass(frozen=True)
 class ShardMoments:
     """What the fit of the maps needs of a shard: distances of atoms that may be rigid, forces of frames that are
-    trained on and of frames held out. ``a + b`` is the moments of both.
+    trained on and of frames held out (none where the archive has no forces). ``a + b`` is the moments of both.
     """
 
     distances: DistanceMoments
@@ -112,14 +112,14 @@ def measure(segments: Sequence[Segment], spec: StoreSpec, pairs: Int[np.ndarray,
     nothing = ForceMoments.empty(segments[0].n_atoms)
     total = ShardMoments(DistanceMoments.empty(pairs), nothing, nothing)
     for piece, frames in blocks(segments, spec, shard):
-        assert frames.forces is not None, "segments without forces are refused before"
         index = np.arange(piece.start, piece.stop)
         good = frames.finite
         out = held_out(np.full(len(index), piece.segment), index, *spec.held_out)
+        forces = frames.forces if frames.forces is not None else np.zeros_like(frames.positions[:0])
+        sides = (good & ~out, good & out) if len(forces) else (slice(0, 0), slice(0, 0))
         total = total + ShardMoments(
             DistanceMoments.of(frames.positions[good & (index % every == 0)], pairs),
-            ForceMoments.of(frames.forces[good & ~out]),
-            ForceMoments.of(frames.forces[good & out]),
+            *(ForceMoments.of(forces[side]) for side in sides),
         )
     return total
 
@@ -131,17 +131,16 @@ def mapped(
     parts: list[ShardFrames] = []
     quarantine: list[dict[str, Any]] = []
     for piece, frames in blocks(segments, spec, shard):
-        assert frames.forces is not None, "segments without forces are refused before"
         good = frames.finite
         positions = cg_map.apply_positions(frames.positions)
         # centred in double precision: absolute coordinates far from the origin would cost digits
         positions = positions - positions.mean(axis=1, keepdims=True)
         index = np.arange(piece.start, piece.stop)
         kept = good[:, None, None]
-        arrays = {
-            "positions": np.where(kept, positions, np.nan),
-            "forces": np.where(kept, cg_map.apply_forces(frames.forces), np.nan),
-        }
+        arrays = {"positions": np.where(kept, positions, np.nan)}
+        if "forces" in spec.arrays:
+            assert frames.forces is not None, "segments without forces are refused before"
+            arrays["forces"] = np.where(kept, cg_map.apply_forces(frames.forces), np.nan)
         parts.append(ShardFrames(arrays, index, np.full(len(index), piece.segment), good.astype(np.float32)))
         reason = "positions or forces that are no numbers"
         path = segments[piece.segment].path

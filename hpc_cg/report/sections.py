@@ -23,7 +23,6 @@ from hpc_cg.report.page import Figure, Quarantined, Section
 from hpc_cg.report.tables import Row, Table, judged_row, significant, with_error
 
 Arrays = Mapping[str, np.ndarray]
-MAPS = ("slice", "uniform", "optimal")
 
 
 def estimate_rows(estimates: Mapping[str, Any]) -> tuple[Row, ...]:
@@ -80,7 +79,8 @@ def forces(
     labels       mean square of the kernel's labels, on fitted and held-out frames
     integrated   differences along ψ by source of the forces
     """
-    squares = {name + (" (used)" if name == fitted["force_map"] else ""): fitted["mean_square"][name] for name in MAPS}
+    found = fitted["mean_square"]
+    squares = {name + (" (used)" if name == fitted["force_map"] else ""): square for name, square in found.items()}
     squares["labels of the kernel"] = labels
     tables = [
         Table(
@@ -99,12 +99,12 @@ def forces(
             for name, x in integrated.items()
         )
         tables.append(Table(("forces", "α → β by integration (kT)", "by the histogram (kT)"), rows))
-        found = {name: _integration(arrays, name) for name in integrated}
+        results = {name: _integration(arrays, name) for name in integrated}
         caption = (
             "Mean force along ψ and the free energy it integrates to, beside the histogram of the same frames: labels "
             "that are right agree within their error, and a network that is right agrees with both."
         )
-        image = figures.psi_integration(found["labels"], found.get("network"))
+        image = figures.psi_integration(results["labels"], results.get("network"))
         pictures.append(Figure("Integration along ψ", caption, image))
     broken = fitted["slice_breaks_rigid_groups"]
     text = "A map is valid where atoms held together rigidly share one coefficient. " + (

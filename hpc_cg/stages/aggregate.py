@@ -53,7 +53,8 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         return
     config: AggregateConfig = study.tables["aggregate"]
     molecule = study.tables["prepare"].molecule
-    labels, spec = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed)
+    limit = study.tables["train"].memory_limit_gb
+    labels, spec = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed, limit)
     clean, noised = reference_samples(study, labels)
     model = model_sample(study)
     steps = 3 if noised is not None else 2
@@ -69,7 +70,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         folder / "estimates.json",
         {
             "sizes": {"reference": len(clean.positions), "model": len(model.positions), "bins": config.bins},
-            "estimates": [row for name, found in comparisons.items() for row in _rows(name, found)],
+            "estimates": [row for name, found in comparisons.items() for row in _rows(name, found)] + lost_rows(study),
             "integration": {
                 name: {key: value for key, value in asdict(result).items() if isinstance(value, float)}
                 for name, result in integrations.items()
@@ -83,19 +84,20 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
 
 def reference_samples(study: "Study", labels: "Labels") -> "tuple[Sample, Sample | None]":
     """Every usable frame of the archive, clean, and with the kernel's noise where it has any."""
+    from hpc_cg.analysis.estimate import contiguous_blocks
     from hpc_cg.analysis.sample import Sample
 
     config: AggregateConfig = study.tables["aggregate"]
     frames = labels.frames
     stride_ps = read_json(study.folder("prepare") / "segments.json")[0]["stride_ps"]
-    block = frames.frame_index // max(1, round(config.block_ps / stride_ps))
-    _, blocks = np.unique(np.stack([frames.segment, block]), axis=1, return_inverse=True)
+    lengths = np.bincount(frames.segment).tolist()
+    blocks = contiguous_blocks(lengths, max(1, round(config.block_ps / stride_ps)))
     weights = frames.weights.astype(np.float64)
-    clean = Sample(frames.positions.astype(np.float64), weights, blocks.ravel())
+    clean = Sample(frames.positions.astype(np.float64), weights, blocks)
     if labels.kernel is None and frames.noise is None:
         return clean, None
     drawn = labels.batch(np.arange(frames.n_frames), "noised reference", 0).positions.astype(np.float64)
-    return clean, Sample(drawn, weights, blocks.ravel())
+    return clean, Sample(drawn, weights, blocks)
 
 
 def model_sample(study: "Study") -> "Sample":
@@ -117,6 +119,31 @@ def model_sample(study: "Study") -> "Sample":
         )
     _, blocks = np.unique(replica[whole], return_inverse=True)
     return Sample(flat[whole].astype(np.float64), np.ones(int(whole.sum())), blocks)
+
+
+def lost_rows(study: "Study") -> list[dict[str, Any]]:
+    """What the comparison cannot see: the share of simulated time after which replicas were taken out, by reason.
+
+    Every simulated replica counts; each is one block of the error.
+    """
+    from hpc_cg.analysis.estimate import replica_blocks, share_estimate
+    from hpc_cg.simulate.recorder import REASONS
+
+    config: AggregateConfig = study.tables["aggregate"]
+    simulate = study.tables["simulate"]
+    n_frames = simulate.n_blocks * simulate.block_steps // simulate.save_steps
+    kept = np.arange(int(config.discard_fraction * n_frames), n_frames)
+    quarantine = read_json(study.folder("simulate") / "quarantine.json")
+    rows = []
+    for reason in REASONS:
+        lost = np.zeros((simulate.n_replicas, len(kept)), dtype=bool)
+        for row in quarantine:
+            if row["reason"] == reason:
+                lost[row["replica"]] = (kept + 1) * simulate.save_steps >= row["step"]
+        blocks = replica_blocks(simulate.n_replicas, len(kept))
+        share = share_estimate(lost.ravel(), blocks, f"replica time lost, {reason}")
+        rows.append(asdict(share) | {"against": "clean", "floor": None, "excess": None})
+    return rows
 
 
 def integrate(

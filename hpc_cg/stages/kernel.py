@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT
+from hpc_cg.errors import MissingForces
 from hpc_cg.files import digest, read_arrays, write_json
 from hpc_cg.share import Team
 from hpc_cg.stages.progress import Heartbeat
@@ -86,6 +87,12 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     from hpc_cg.store.writer import read_commit
 
     config: KernelConfig = study.tables["kernel"]
+    if config.kind != "noise" and not study.tables["prepare"].forces:
+        raise MissingForces(
+            f'kernel.kind = "{config.kind}"',
+            "a store prepared with prepare.forces = false",
+            'set kernel.kind = "noise", or prepare an archive with forces',
+        )
     folder, prepared = study.folder("kernel"), study.folder("prepare")
     fitted = read_arrays(prepared / "map.npz")
     kernel = build(config, fitted["second_moment"], study.study.temperature_K)
@@ -133,7 +140,8 @@ def label_shard(study: "Study", kernel: "Kernel", source: "StoreSpec", spec: "St
     from hpc_cg.store.writer import write_shard
 
     clean = read_shard(study.folder("prepare") / layout.STORE, source, shard)
-    condition = BeadFrames(clean.arrays["positions"], clean.arrays["forces"], clean.weights)
+    positions = clean.arrays["positions"]
+    condition = BeadFrames(positions, clean.arrays.get("forces", np.zeros_like(positions)), clean.weights)
     sample = kernel.sample(condition, stream(spec.seed, "noise", shard))
     failed = sample.failed[:, None, None]
     noise = sample.positions - condition.positions

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from hpc_cg import errors
 from hpc_cg.config import STRICT
-from hpc_cg.files import digest, read_arrays, read_json, write_arrays, write_json
+from hpc_cg.files import digest, digest_file, read_arrays, read_json, write_arrays, write_json
 from hpc_cg.share import Team
 from hpc_cg.stages.progress import Heartbeat
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from hpc_cg.store.layout import StoreSpec
 
 
+SOURCES = "sources.json"
+
+
 @dataclass(frozen=True, config=STRICT)
 class PrepareConfig:
     """The table [prepare].
@@ -37,6 +40,7 @@ class PrepareConfig:
     topology             PDB of the atoms; empty for archives that are already mapped (map = "identity")
     map                  which atoms become beads
     beads                bead names in chain order, for map = "identity"
+    forces               whether to map forces; false for archives of positions alone, enough for kernel.kind = "noise"
     force_map            "optimal", "uniform" or "slice"
     ridge                λ of the optimal map, (kJ/mol/nm)² per frame and axis
     rigid_threshold_nm   atoms whose distance varies less than this are one rigid group
@@ -49,8 +53,9 @@ class PrepareConfig:
     archive: tuple[str, ...] = ()
     topology: str = ""
     molecule: str = Field(default="molecule", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    map: Literal["alanine-six", "alanine-five", "identity"] = "alanine-six"
+    map: Literal["alanine-six", "alanine-five", "calpha", "identity"] = "alanine-six"
     beads: tuple[str, ...] = ()
+    forces: bool = True
     force_map: Literal["optimal", "uniform", "slice"] = "optimal"
     ridge: float = Field(default=0.0, ge=0)
     rigid_threshold_nm: float = Field(default=1e-4, gt=0)
@@ -71,11 +76,7 @@ def scan(study: "Study") -> tuple["Segment", ...]:
     from hpc_cg.archive import index
 
     config: PrepareConfig = study.tables["prepare"]
-    paths, root = config.archive, study.root
-    if not paths:
-        if "reference" not in study.tables:
-            raise errors.ConfigError(study.path.name, ["prepare.archive is missing: name files, or add [reference]."])
-        paths, root = ("*.h5",), study.folder("reference")
+    paths, root = _archive(study)
     segments = index.scan(
         paths,
         root,
@@ -91,11 +92,11 @@ def scan(study: "Study") -> tuple["Segment", ...]:
                 f"{segments[0].stride_ps:g} ps in {segments[0].path} and {segment.stride_ps:g} ps in {segment.path}",
                 "prepare them as two studies",
             )
-        if not segment.has_forces:
+        if config.forces and not segment.has_forces:
             raise errors.MissingForces(
                 f"mapped forces from {segment.path}",
                 "positions only",
-                "point prepare.archive at files with forces",
+                "point prepare.archive at files with forces, or set prepare.forces = false to train on noise alone",
             )
         made_at = segment.temperature_K
         if made_at is not None and abs(made_at - study.study.temperature_K) > 0.5:
@@ -142,7 +143,7 @@ def plan(study: "Study", segments: tuple["Segment", ...]) -> "tuple[StoreSpec, n
         n_frames=n_frames,
         shard_frames=shard_frames,
         chunk_frames=chunk_frames,
-        arrays=("positions", "forces"),
+        arrays=("positions", "forces") if config.forces else ("positions",),
         held_out=held_out_rule(config, segments),
         kernel="none",
         temperature_K=study.study.temperature_K,
@@ -171,20 +172,20 @@ def fit_maps(study: "Study", spec: "StoreSpec", coordinate: np.ndarray) -> None:
         (ShardMoments.from_arrays(read_arrays(_moments_path(folder, shard))) for shard in range(spec.n_shards)),
     )
     train, held = moments.train, moments.held_out
-    if not train.count or not held.count:
+    if config.forces and not (train.count and held.count):
         raise errors.TooFewFrames(
             f"blocks of {config.held_out_block_ps} ps, one in {config.held_out_period} held out",
             f"{train.count} frames to fit on and {held.count} held out",
             "give longer trajectories, or shorten prepare.held_out_block_ps",
         )
     groups = constraints.rigid_groups(moments.distances, coordinate.shape[1], config.rigid_threshold_nm)
-    candidates = {
-        "slice": optimal.slice_force_map(coordinate),
-        "uniform": optimal.uniform_force_map(coordinate, groups),
-        "optimal": optimal.optimal_force_map(coordinate, groups, train, config.ridge),
-    }
-    force = candidates[config.force_map]
-    if config.force_map != "slice":
+    candidates = {"slice": optimal.slice_force_map(coordinate)}
+    if config.forces:
+        candidates["uniform"] = optimal.uniform_force_map(coordinate, groups)
+        candidates["optimal"] = optimal.optimal_force_map(coordinate, groups, train, config.ridge)
+    chosen = config.force_map if config.forces else "slice"
+    force = candidates[chosen]
+    if chosen != "slice":
         optimal.check_map(coordinate, force, groups)
     cg_map = CGMap(coordinate=coordinate, force=force, system=spec.system)
     mean_squares = {
@@ -193,12 +194,14 @@ def fit_maps(study: "Study", spec: "StoreSpec", coordinate: np.ndarray) -> None:
             "held_out": float(optimal.mean_square(matrix, held).mean()),
         }
         for name, matrix in candidates.items()
+        if config.forces
     }
+    nothing = np.zeros((spec.system.n_beads, spec.system.n_beads))
     write_arrays(
         folder / "map.npz",
         **cg_map.arrays(),
-        second_moment=optimal.bead_second_moment(force, train),
-        second_moment_held_out=optimal.bead_second_moment(force, held),
+        second_moment=optimal.bead_second_moment(force, train) if config.forces else nothing,
+        second_moment_held_out=optimal.bead_second_moment(force, held) if config.forces else nothing,
     )
     broken = [
         f"atoms {', '.join(map(str, group))}"
@@ -208,7 +211,7 @@ def fit_maps(study: "Study", spec: "StoreSpec", coordinate: np.ndarray) -> None:
     write_json(
         folder / "map.json",
         {
-            "force_map": config.force_map,
+            "force_map": chosen if config.forces else "none",
             "mean_square": mean_squares,
             "rigid_groups": [list(group) for group in groups if len(group) > 1],
             "orthogonality": float(cg_map.orthogonality),
@@ -231,20 +234,19 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     spec, coordinate = plan(study, segments)
     shards = tuple(range(spec.n_shards))
     if first:
-        _start_over_if_changed(folder, spec)
-    team.barrier()
-
-    done, pairs = 0, near_pairs(segments)
+        write_json(folder / "plan.json", {"n_frames": spec.n_frames, "n_shards": spec.n_shards})
+    pairs = near_pairs(segments)
     todo = [shard for shard in shards if not _moments_path(folder, shard).exists()]
+    done = _frames(spec, shards, todo) if first else 0
     progress("measuring forces", done, spec.n_frames, "frames")
     for shard in team.take(todo):
         write_arrays(_moments_path(folder, shard), **measure(segments, spec, pairs, shard).arrays())
         done += spec.frames_of(shard)[1] - spec.frames_of(shard)[0]
         progress("measuring forces", done, spec.n_frames, "frames")
     team.barrier()
-    if first:
-        fit_maps(study, spec, coordinate)
+    if first and not (folder / "map.json").exists():  # once: another processor would round the fit differently
         write_json(folder / "segments.json", [segment.to_json() for segment in segments])
+        fit_maps(study, spec, coordinate)
     team.barrier()
 
     cg_map = CGMap.from_arrays(read_arrays(folder / "map.npz"), spec.system)
@@ -252,8 +254,8 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     if first:
         layout.create(folder / layout.STORE, spec)
     team.barrier()
-    done = 0
     todo = [shard for shard in shards if read_commit(folder / layout.STORE, spec, shard) is None]
+    done = _frames(spec, shards, todo) if first else 0
     progress("mapping", done, spec.n_frames, "frames")
     for shard in team.take(todo):
         content, quarantine = mapped(segments, spec, cg_map, shard)
@@ -261,6 +263,11 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         write_shard(folder / layout.STORE, spec, shard, content)
         done += spec.frames_of(shard)[1] - spec.frames_of(shard)[0]
         progress("mapping", done, spec.n_frames, "frames")
+    team.barrier()
+    if first:
+        rows = [row for shard in shards for row in read_json(_quarantine_path(folder, shard))]
+        write_json(folder / "quarantine.json", rows)
+        write_json(folder / SOURCES, _look_at_sources(study))
 
 
 def finish(study: "Study") -> tuple[str, dict[str, Any]]:
@@ -272,8 +279,7 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
     config: PrepareConfig = study.tables["prepare"]
     folder = study.folder("prepare")
     spec = open_spec(folder / layout.STORE, config.molecule)
-    quarantine = [row for shard in range(spec.n_shards) for row in read_json(_quarantine_path(folder, shard))]
-    write_json(folder / "quarantine.json", quarantine)
+    quarantine = read_json(folder / "quarantine.json")
     if len(quarantine) > config.failure_budget * spec.n_frames:
         worst = quarantine[0]
         raise errors.TooManyFailures(
@@ -294,30 +300,73 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
     return digest([spec.digest, [asdict(commit)["crc"] for commit in commits if commit]]), summary
 
 
-def archive_digest(study: "Study") -> str:
-    """Digest of the archive as it is now, to be compared with the one a store was made from."""
-    return digest([segment.digest for segment in scan(study)])
+def done(study: "Study") -> tuple[int, int, str] | None:
+    """Shards on disk, of how many; None before the plan is there."""
+    folder = study.folder("prepare")
+    n_moments = len(list((folder / "moments").glob("*.npz")))
+    n_commits = len(list((folder / "commits" / study.tables["prepare"].molecule).glob("*.json")))
+    total = read_json(folder / "plan.json")["n_shards"] if (folder / "plan.json").exists() else 0
+    return (n_moments + n_commits, 2 * total, "shards measured and mapped") if total else None
+
+
+def sources(study: "Study") -> dict[str, str]:
+    """Digests of the archive's files and of the topology as they are now.
+
+    Files whose size and time of change are those recorded are not read again; of an archive that has been removed the
+    recorded digest is taken, for a store outlives its archive.
+    """
+    path = study.folder("prepare") / SOURCES
+    recorded = read_json(path) if path.exists() else None
+    try:
+        signature = _signature(study)
+    except errors.MissingInput:
+        return recorded["digests"] if recorded else {}
+    if recorded is not None and recorded["signature"] == signature:
+        return recorded["digests"]
+    return _look_at_sources(study)["digests"]
+
+
+def _look_at_sources(study: "Study") -> dict[str, Any]:
+    config: PrepareConfig = study.tables["prepare"]
+    digests = {"archive": digest([digest_file(path) for path in _source_files(study)])}
+    if config.map != "identity" and _topology(study).exists():
+        digests["topology"] = digest_file(_topology(study))
+    return {"signature": _signature(study), "digests": digests}
+
+
+def _signature(study: "Study") -> list[list[Any]]:
+    """Path, size and time of change of each source file: cheap to take, and changed where a file is."""
+    config: PrepareConfig = study.tables["prepare"]
+    topology = [] if config.map == "identity" else [_topology(study)]
+    looked_at = [(path, path.stat()) for path in [*_source_files(study), *topology] if path.exists()]
+    return [[str(path), found.st_size, found.st_mtime_ns] for path, found in looked_at]
+
+
+def _source_files(study: "Study") -> list[Path]:
+    """Every file of the archive, forces beside coordinates too. Raises MissingInput."""
+    from hpc_cg.archive.index import files_of, find
+
+    paths, root = _archive(study)
+    return [path for source in find(paths, root) for path in files_of(source)]
+
+
+def _archive(study: "Study") -> tuple[tuple[str, ...], Path]:
+    """Where the archive lies: patterns, and the folder they start from. Raises ConfigError."""
+    config: PrepareConfig = study.tables["prepare"]
+    if config.archive:
+        return config.archive, study.root
+    if "reference" not in study.tables:
+        raise errors.ConfigError(study.path.name, ["prepare.archive is missing: name files, or add [reference]."])
+    return ("*.h5",), study.folder("reference")
+
+
+def _frames(spec: "StoreSpec", shards: tuple[int, ...], todo: list[int]) -> int:
+    """Frames of the shards that are not to be done."""
+    return sum(spec.frames_of(shard)[1] - spec.frames_of(shard)[0] for shard in set(shards) - set(todo))
 
 
 def _with_map(spec: "StoreSpec", cg_map: "CGMap") -> "StoreSpec":
     return replace(spec, lineage=spec.lineage | {"map": cg_map.digest})
-
-
-def _start_over_if_changed(folder: Path, spec: "StoreSpec") -> None:
-    """Refuse to continue a half-made store on an archive that has changed since."""
-    path = folder / "plan.json"
-    planned = {
-        "archive": spec.lineage["archive"],
-        "n_frames": spec.n_frames,
-        "shard_frames": spec.shard_frames,
-    }
-    if path.exists() and read_json(path) != planned:
-        raise errors.DamagedProduct(
-            f"continuing the store in {folder}",
-            "an archive that has changed since it was begun",
-            f"move {folder} away and run prepare again",
-        )
-    write_json(path, planned)
 
 
 def _moments_path(folder: Path, shard: int) -> Path:

@@ -2,7 +2,8 @@
 
     <run>/<stage>/INTENT    the fingerprint of what this folder is to become; written first
     <run>/<stage>/RUNNING   who works here now
-    <run>/<stage>/SEALED    the fingerprint of what it became, its inputs' seals, versions, figures; written last
+    <run>/<stage>/STOP      asks whoever works here to save and stop (training looks for it between steps)
+    <run>/<stage>/SEALED    the fingerprint of what it became, its inputs, every file, versions, figures; written last
 
 A folder whose fingerprint is not the one asked for is moved to <run>/superseded/, never deleted.
 """
@@ -12,16 +13,31 @@ import os
 import platform
 import socket
 import time
-from dataclasses import dataclass
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hpc_cg.errors import DamagedProduct, FolderBusy, MissingInput, NotSealed
-from hpc_cg.files import digest, explain_write_errors, read_json, sweep_partial, write_json
+from hpc_cg.files import (
+    digest,
+    digest_content,
+    explain_write_errors,
+    read_json,
+    sweep_partial,
+    write_json,
+)
 
-INTENT, RUNNING, SEALED = "INTENT", "RUNNING", "SEALED"
+INTENT, RUNNING, SEALED, STOP = "INTENT", "RUNNING", "SEALED", "STOP"
+UNSEALED = {INTENT, RUNNING, SEALED, STOP}
+"""Files that are no part of the product."""
+
+SELF_CHECKED = "store.zarr"
+"""The store keeps checksums of its own, in the commit records: it is not hashed a second time."""
+
 PACKAGES = ("hpc-cg", "numpy", "zarr", "torch", "mdtraj", "mpi4py", "openmm")
 
 
@@ -41,6 +57,7 @@ class Seal:
     fingerprint   digest of the settings and of everything before them that decided the product
     inputs        identity of each upstream seal
     content       digest of what was produced
+    manifest      digest of each file of the product, by its path in the folder
     summary       figures a person wants to see
     made          when, where, by which versions
     """
@@ -49,6 +66,7 @@ class Seal:
     fingerprint: str
     inputs: dict[str, str]
     content: str
+    manifest: dict[str, str]
     settings: dict[str, Any]
     summary: dict[str, Any]
     made: dict[str, Any]
@@ -80,7 +98,7 @@ def need_seal(folder: Path, asked_by: str) -> Seal:
         raise NotSealed(
             f"{asked_by} reads the product of {folder.name}",
             f"{folder} is not sealed",
-            f"run `hpc-cg run {folder.name}` first",
+            f"run the stage {folder.name} of this study first",
         )
     return seal
 
@@ -103,13 +121,12 @@ def begin(folder: Path, fingerprint: str, inputs: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _claim(folder)
         sweep_partial(folder)
+        (folder / STOP).unlink(missing_ok=True)
         if (folder / INTENT).exists() and read_json(folder / INTENT) != intent:
             aside = folder.parent / "superseded" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
             aside.parent.mkdir(exist_ok=True)
             folder.rename(aside)
-            (aside / RUNNING).unlink(missing_ok=True)
-            folder.mkdir()
-            _claim(folder)
+            (aside / RUNNING).rename(_remade(folder) / RUNNING)
     write_json(folder / INTENT, intent)
 
 
@@ -130,15 +147,43 @@ def seal(
         "job": os.environ.get("SLURM_JOB_ID", ""),
         "versions": _versions(),
     }
-    value = Seal(stage, fingerprint, inputs, content, settings, summary, made)
+    value = Seal(stage, fingerprint, inputs, content, manifest_of(folder), settings, summary, made)
     write_json(folder / SEALED, vars(value))
     release(folder)
     return value
 
 
 def release(folder: Path) -> None:
-    """Give the folder free for the next run."""
-    (folder / RUNNING).unlink(missing_ok=True)
+    """Give the folder free for the next run, if it is this process that works there."""
+    path = folder / RUNNING
+    found = _read_owner(path)
+    if found is not None and found.is_me:
+        path.unlink(missing_ok=True)
+
+
+def manifest_of(folder: Path) -> dict[str, str]:
+    """Digest of each file of a product, by its path in the folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not (
+            parts[0] in UNSEALED or any(part.startswith(".") or part == SELF_CHECKED for part in parts)
+        ):
+            found["/".join(parts)] = digest_content(path)
+    return found
+
+
+def audit(folder: Path) -> list[str]:
+    """Compare the files of a sealed product with what was sealed; a sentence for each that differs."""
+    seal = read_seal(folder)
+    if seal is None:
+        return [f"{folder} is not sealed"]
+    now = manifest_of(folder)
+    faults = [f"{name} is missing" for name in seal.manifest if name not in now]
+    faults += [
+        f"{name} holds other bytes than were sealed" for name, was in seal.manifest.items() if now.get(name, was) != was
+    ]
+    return faults + [f"{name} was not there when the product was sealed" for name in now if name not in seal.manifest]
 
 
 def _versions() -> dict[str, str]:
@@ -151,49 +196,90 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Owner:
+    """Who works in a folder: a process of a host, since when (the kernel's ticks), of which job and which attempt."""
+
+    host: str
+    pid: int
+    started: str | None
+    job: str
+    attempt: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}" + (f", job {self.job}" if self.job else "")
+
+    @property
+    def is_me(self) -> bool:
+        return self == _me()
+
+    @property
+    def gone(self) -> bool:
+        """Whether that process is certainly no more: dead on this host, or of an earlier attempt of this very job."""
+        me = _me()
+        if self.host == me.host:
+            return _started(self.pid) != self.started
+        return bool(self.job) and self.job == me.job and self.attempt != me.attempt
+
+
+def owner(folder: Path) -> Owner | None:
+    """Who works in a folder now; None where nobody alive does."""
+    found = _read_owner(folder / RUNNING)
+    return None if found is None or found.gone else found
+
+
+def _me() -> Owner:
+    job, attempt = (os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+    return Owner(socket.gethostname(), os.getpid(), _started(os.getpid()), job, attempt)
+
+
 def _claim(folder: Path) -> None:
-    """Write RUNNING, unless somebody alive has."""
+    """Write RUNNING, unless somebody alive has. It appears with its content, by a link, so no rival can misread it."""
     path = folder / RUNNING
-    me = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-        "job": os.environ.get("SLURM_JOB_ID", ""),
-    }
-    for _ in range(2):
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            other = _owner(path)
-            if other is not None and not _gone(other, me):
-                raise FolderBusy(
-                    f"working in {folder}",
-                    f"another run there: process {other['pid']} on {other['host']}"
-                    + (f", job {other['job']}" if other["job"] else ""),
-                    f"wait for it or stop it; if it is no more, remove {path}",
-                ) from None
-            path.unlink(missing_ok=True)
-        else:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(me, file)
-            return
-    raise FolderBusy(f"working in {folder}", "another run that started at the same moment", "run again later")
-
-
-def _owner(path: Path) -> dict[str, Any] | None:
+    mine = folder / f".{RUNNING}.{uuid.uuid4().hex[:8]}"
+    mine.write_text(json.dumps(asdict(_me())), encoding="utf-8")
     try:
-        return read_json(path)
-    except (MissingInput, DamagedProduct):
-        return None  # a claim that was killed before it was written says nothing about anybody alive
+        for _ in range(5):
+            try:
+                os.link(mine, path)
+                return
+            except FileExistsError:
+                found = _read_owner(path)
+                if found is not None and not found.gone:
+                    raise FolderBusy(
+                        f"working in {folder}",
+                        f"another run there: {found}",
+                        f"wait for it or stop it; if it is no more, remove {path}",
+                    ) from None
+                _take_away(path, found)
+    finally:
+        mine.unlink(missing_ok=True)
+    raise FolderBusy(f"working in {folder}", "other runs that start at the same moment", "run again later")
 
 
-def _gone(other: dict[str, Any], me: dict[str, Any]) -> bool:
-    """Whether the owner of a claim is certainly no more: same job again, or a dead process on this host."""
-    if other["job"] and other["job"] == me["job"]:
-        return True
-    if other["host"] != me["host"]:
-        return False
-    return other["pid"] == me["pid"] or _started(other["pid"]) != other["started"]
+def _take_away(path: Path, dead: Owner | None) -> None:
+    """Remove the claim of a dead process; put it back where it turns out to be somebody else's by now."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if _read_owner(aside) != dead:
+        with suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+
+
+def _read_owner(path: Path) -> Owner | None:
+    try:
+        return Owner(**read_json(path))
+    except (MissingInput, DamagedProduct, TypeError):
+        return None
+
+
+def _remade(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _started(pid: int) -> str | None:

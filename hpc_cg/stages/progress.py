@@ -6,6 +6,7 @@ them up (``read_progress``); the stage knows nothing of terminals.
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,11 +53,12 @@ class Heartbeat:
             return
         self._last = now
         path = self.folder / FOLDER / f"{self.member:05d}.json"
-        path.parent.mkdir(exist_ok=True)
-        beside = path.with_suffix(".new")
         text = json.dumps([phase, done, total, unit, self._started, self._before, note])
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        with suppress(OSError):  # a full disk or a folder that is being cleared must not decide over the work
+            path.parent.mkdir(exist_ok=True)
+            beside = path.with_suffix(".new")
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
 
 
 def read_progress(folder: Path) -> Reading | None:

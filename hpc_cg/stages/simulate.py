@@ -4,6 +4,7 @@ Replicas are simulated in groups of fixed size, each a dense batch; the groups a
 start, velocities and noise are keyed by its own number, so it does not matter who simulates which group.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -60,6 +61,8 @@ class SimulateConfig:
                 f"block_ps = {self.block_ps} is {block} steps; it must be a multiple of {CHUNK_STEPS} steps "
                 "and of save_ps."
             )
+        if abs(block * self.timestep_ps - self.block_ps) > 1e-9 or abs(total * self.timestep_ps - self.time_ps) > 1e-9:
+            raise ValueError(f"block_ps and time_ps must be whole numbers of steps of {self.timestep_ps} ps.")
         if total % block:
             raise ValueError(f"time_ps = {self.time_ps} is no whole number of blocks of {self.block_ps} ps.")
         return self
@@ -112,7 +115,8 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     blocks = folder / "blocks"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     molecule = study.tables["prepare"].molecule
-    labels, _ = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed)
+    limit = study.tables["train"].memory_limit_gb
+    labels, _ = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed, limit)
     forcefield, step = load_forcefield(study.folder("train"))
     forcefield = forcefield.to(device)
     system = forcefield.system
@@ -120,7 +124,11 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     limits = Limits.of(system, forcefield.parameters_of_prior, temperature_K)
     parameters = SimulateParameters(config.timestep_ps, config.friction_per_ps, temperature_K, config.save_steps)
     total = config.n_replicas * config.n_blocks * config.block_steps
-    done = 0
+    # every member counts what its share of the groups has behind it, so that together they count all of it once
+    done = sum(
+        len(config.groups[group]) * config.block_steps * _finished(blocks, group)
+        for group in team.share.of(range(len(config.groups)))
+    )
     progress("simulating", done, total, "replica-steps")
     for group in team.take(range(len(config.groups))):
         replicas = config.groups[group]
@@ -132,7 +140,6 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         else:
             record = read_block(blocks, group, last)
             state, quarantined = state_of(record, device), record.quarantined
-            done += len(replicas) * (last + 1) * config.block_steps
         for block in range(0 if last is None else last + 1, config.n_blocks):
             result = run_block(
                 state,
@@ -154,6 +161,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     if team.share.index == 0:
         sample = torch.from_numpy(starts(labels, config.seed, config.groups[0]))
         error = table_error(forcefield.cpu(), sample, config.n_knots)
+        write_json(folder / "quarantine.json", quarantine_rows(study))
         write_json(folder / "engine.json", {"checkpoint_step": step, "table_error": error, "device": str(device)})
         collect(study)
 
@@ -182,13 +190,30 @@ def collect(study: "Study") -> None:
         return
     positions = zarr.open_array(folder / recorder.ENSEMBLE, path="positions", mode="r")
     topology = export.bead_topology(system)
-    export.write_topology_pdb(folder / "trajectories" / "topology.pdb", system, np.asarray(positions[0, 0]))
+    written = False
     for replica in range(config.n_replicas):
         frames = np.asarray(positions[replica])
         whole = np.isfinite(frames).all(axis=(1, 2))
         if whole.any():
+            if not written:
+                export.write_topology_pdb(folder / "trajectories" / "topology.pdb", system, frames[whole][0])
+                written = True
             path = folder / "trajectories" / f"replica-{replica:05d}.{config.export}"
             export.write_trajectory(path, frames[whole], topology, config.save_ps)
+
+
+def quarantine_rows(study: "Study") -> list[dict[str, Any]]:
+    """The replicas that were taken out: step, reason, and the last good positions (nm), to look at or to start from."""
+    from hpc_cg.simulate.recorder import read_block
+
+    config: SimulateConfig = study.tables["simulate"]
+    rows = []
+    for group in range(len(config.groups)):
+        last = read_block(study.folder("simulate") / "blocks", group, config.n_blocks - 1)
+        for lost in last.quarantined:
+            held = last.state_positions[last.replica_ids.index(lost.replica)]
+            rows.append(vars(lost) | {"last_good_positions_nm": np.round(held.astype(np.float64), 5).tolist()})
+    return rows
 
 
 def finish(study: "Study") -> tuple[str, dict[str, Any]]:
@@ -197,32 +222,43 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
 
     config: SimulateConfig = study.tables["simulate"]
     folder = study.folder("simulate")
-    parts, seconds, temperatures, quarantined = [], 0.0, [], []
+    quarantined = read_json(folder / "quarantine.json")
+    if len(quarantined) > config.lost_budget * config.n_replicas:
+        raise errors.TooManyFailures(
+            f"at most {config.lost_budget:.0%} of {config.n_replicas} replicas lost",
+            f"{len(quarantined)} ({quarantined[0]['reason']} first at step {quarantined[0]['step']})",
+            f"train longer or on more frames, or shorten simulate.timestep_ps; see {folder / 'quarantine.json'}",
+        )
+    parts, seconds, temperatures = [], 0.0, []
     for group in range(len(config.groups)):
         for block in range(config.n_blocks):
             record = read_block(folder / "blocks", group, block)
             parts.append(digest_bytes(record.positions.tobytes()))
             seconds += record.seconds
             temperatures.append(record.kinetic_temperature_K)
-        quarantined += list(record.quarantined)
-    write_json(folder / "quarantine.json", [vars(row) for row in quarantined])
-    if len(quarantined) > config.lost_budget * config.n_replicas:
-        raise errors.TooManyFailures(
-            f"at most {config.lost_budget:.0%} of {config.n_replicas} replicas lost",
-            f"{len(quarantined)} ({quarantined[0].reason} first at step {quarantined[0].step})",
-            f"train longer or on more frames, or shorten simulate.timestep_ps; see {folder / 'quarantine.json'}",
-        )
     steps = config.n_replicas * config.n_blocks * config.block_steps
     summary = {
         "replicas": config.n_replicas,
         "ns": config.n_replicas * config.time_ps / 1000,
-        "frames": config.n_replicas * config.n_blocks * config.block_steps // config.save_steps,
-        "diverged": sum(row.reason == "diverged" for row in quarantined),
-        "mirrored": sum(row.reason == "mirrored" for row in quarantined),
+        "frames": steps // config.save_steps,
+        "diverged": sum(row["reason"] == "diverged" for row in quarantined),
+        "mirrored": sum(row["reason"] == "mirrored" for row in quarantined),
         "replica_steps_per_s_and_process": steps / seconds,
         "kinetic_temperature_K": float(np.nanmean(np.concatenate(temperatures))),
-    } | read_json(folder / "engine.json")
-    return digest(parts), summary
+    }
+    return digest(parts), summary | read_json(folder / "engine.json")
+
+
+def done(study: "Study") -> tuple[int, int, str]:
+    """Blocks on disk, of how many."""
+    config: SimulateConfig = study.tables["simulate"]
+    blocks = study.folder("simulate") / "blocks"
+    finished = sum(_finished(blocks, group) for group in range(len(config.groups)))
+    return finished, len(config.groups) * config.n_blocks, "blocks"
+
+
+def _finished(blocks: Path, group: int) -> int:
+    return len(list(blocks.glob(f"group-{group:05d}-block-*.npz")))
 
 
 def _temperature(study: "Study") -> float:

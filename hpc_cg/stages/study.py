@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from hpc_cg.config import STRICT, parse_tables
+from hpc_cg.config import STRICT, parse_tables, read_toml
 from hpc_cg.files import digest
+from hpc_cg.stages import prepare, simulate, train
 from hpc_cg.stages.aggregate import AggregateConfig
 from hpc_cg.stages.kernel import KernelConfig
 from hpc_cg.stages.prepare import PrepareConfig
@@ -93,21 +94,31 @@ class Study:
         return digest([FORMAT, stage, asdict(self.tables[stage]), self.study.name, self.study.temperature_K, before])
 
     def inputs(self, stage: str) -> dict[str, str]:
-        """Identity of each upstream seal that is there."""
+        """Identity of each upstream seal that is there; for prepare also of the archive's files and the topology."""
         seals = {name: read_seal(self.folder(name)) for name in self.upstream(stage)}
-        return {name: seal.identity for name, seal in seals.items() if seal is not None}
+        found = {name: seal.identity for name, seal in seals.items() if seal is not None}
+        return found | (prepare.sources(self) if stage == "prepare" else {})
+
+    def states(self) -> dict[str, State]:
+        """Each stage: sealed, stale, partial or absent; stale too where something before it is not sealed."""
+        found: dict[str, State] = {}
+        for stage in self.stages:
+            own = state(self.folder(stage), self.fingerprint(stage), self.inputs(stage))
+            whole = all(found[name] == State.SEALED for name in self.upstream(stage))
+            found[stage] = State.STALE if own == State.SEALED and not whole else own
+        return found
 
     def state(self, stage: str) -> State:
-        """Sealed, stale, partial or absent; stale too where something before it is."""
-        own = state(self.folder(stage), self.fingerprint(stage), self.inputs(stage))
-        if own == State.SEALED and any(self.state(name) != State.SEALED for name in self.upstream(stage)):
-            return State.STALE
-        return own
+        """The state of one stage."""
+        return self.states()[stage]
+
+    def done(self, stage: str) -> tuple[int, int, str] | None:
+        """What a partial stage has finished, of how much, in which unit, by what lies on disk; None if unknown."""
+        counters = {"prepare": prepare.done, "simulate": simulate.done, "train": train.done}
+        return counters[stage](self) if stage in counters else None
 
 
 def read_study(path: Path) -> Study:
     """Read and check a study file; raises ConfigError with all its mistakes, MissingInput."""
-    from hpc_cg.config import read_toml
-
     wanted = {name: cls for name, cls in TABLES.items() if name != "reference" or "reference" in read_toml(path)}
     return Study(path, parse_tables(path, wanted, required=("study", "prepare")))

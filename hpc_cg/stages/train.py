@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -46,7 +46,7 @@ class TrainConfig:
     n_rbf: int = Field(default=20, ge=2)
     n_filters: int = Field(default=128, ge=1)
     n_blocks: int = Field(default=2, ge=1)
-    terminal_widths: tuple[int, ...] = (128,)
+    terminal_widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128,), min_length=1)
     torsion_order: int = Field(default=8, ge=0, le=30)
     seed: int = Field(default=1, ge=0)
     memory_limit_gb: float = Field(default=8.0, gt=0)
@@ -125,3 +125,9 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
     folder = study.folder("train")
     last = sealed(folder)[-1]
     return digest([last.name, read_json(last / SEALED)]), read_json(folder / "errors.json")
+
+
+def done(study: "Study") -> tuple[int, int, str]:
+    """Steps up to the newest sealed checkpoint, of how many."""
+    sealed = sorted(path.parent.name for path in study.folder("train").glob("step-*/SEALED"))
+    return int(sealed[-1].removeprefix("step-")) if sealed else 0, study.tables["train"].steps, "steps saved"

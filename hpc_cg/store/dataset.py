@@ -5,6 +5,7 @@ frames would let a model be judged on what it was trained on.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,8 @@ def load(folder: Path, molecule: str, memory_limit_gb: float = 8.0) -> StoreFram
     if needed > memory_limit_gb:
         raise OutOfMemory(
             f"loading {folder}",
-            f"{needed:.1f} GiB of frames for a limit of {memory_limit_gb} GiB",
-            "raise the limit",
+            f"{needed:.3g} GiB of frames for a limit of {memory_limit_gb:g} GiB",
+            "raise train.memory_limit_gb",
         )
     content = ShardFrames.joined([read_shard(folder, spec, shard) for shard in range(spec.n_shards)])
     used = content.weights > 0
@@ -127,5 +128,9 @@ def batch_indices(seed: int, step: int, n_frames: int, batch_size: int) -> Int[n
             f"batches of {batch_size} frames", f"{n_frames} frames to train on", "lower train.batch_size"
         )
     epoch, batch = divmod(step, per_epoch)
-    order = stream(seed, "epoch", epoch).permutation(n_frames)
-    return order[batch * batch_size : (batch + 1) * batch_size]
+    return _order(seed, epoch, n_frames)[batch * batch_size : (batch + 1) * batch_size]
+
+
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, n_frames: int) -> np.ndarray:
+    return stream(seed, "epoch", epoch).permutation(n_frames)

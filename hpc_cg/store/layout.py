@@ -133,14 +133,16 @@ def choose_shards(n_frames: int, n_beads: int) -> tuple[int, int]:
 
 
 def create(folder: Path, spec: StoreSpec) -> None:
-    """Create the arrays of a molecule, empty, unless they are there; by one process, before anybody writes.
+    """Create the arrays of a molecule, empty, unless those of this very spec are there.
 
-    The group appears whole or not at all. Raises DiskFull, FolderNotWritable.
+    For one process, before anybody writes. The group appears whole or not at all, and takes the place of one that was
+    begun for another spec. Raises DiskFull, FolderNotWritable.
     """
     place = folder / spec.molecule
-    if place.exists():
+    if place.exists() and dict(zarr.open_group(place, mode="r").attrs) == spec.attributes():
         return
     with explain_write_errors(folder):
+        shutil.rmtree(place, ignore_errors=True)
         zarr.open_group(folder, mode="a", zarr_format=3)
         beside = folder / f".{spec.molecule}{PARTIAL}"
         shutil.rmtree(beside, ignore_errors=True)

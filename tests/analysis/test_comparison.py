@@ -42,7 +42,7 @@ def test_a_model_is_judged_by_its_known_faults(ensembles, six):
     bonds = rows["bond length, mean Wasserstein distance"]
     assert bonds.estimate.value == pytest.approx(0.01 * np.mean([0.133, 0.146, 0.153, 0.153, 0.134]), rel=0.02)
     assert bonds.excess > 10 * bonds.estimate.error
-    assert rows["mirrored share"].estimate.value == 0
+    assert rows["mirrored share of the frames kept"].estimate.value == 0
     divergence, matched = rows["JS divergence φ, ψ"], rows["JS divergence φ, ψ, α weight matched"]
     assert divergence.excess > 5 * divergence.estimate.error
     assert abs(matched.excess) < 4 * matched.floor.spread + 2 * matched.estimate.error
@@ -82,7 +82,7 @@ def test_mirrored_frames_are_counted(ensembles, six):
     positions = model.positions.copy()
     positions[:1500] *= np.array([1.0, 1.0, -1.0])
     found = by_label(compare(reference, sample(positions, 20), six, 0, n_resamples=5))
-    assert found["mirrored share"].estimate.value == pytest.approx(0.25)
+    assert found["mirrored share of the frames kept"].estimate.value == pytest.approx(0.25)
 
 
 def test_beads_without_dihedrals_are_judged_by_bonds_alone():

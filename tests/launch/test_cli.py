@@ -1,5 +1,6 @@
 """What a person types: help worth reading, a sentence for a mistake, nothing done twice, Ctrl-C that loses nothing."""
 
+import io
 import os
 import re
 import shutil
@@ -7,13 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from toy import write_archive, write_study
 
+from hpc_cg.stages import product
 from hpc_cg.stages.progress import Heartbeat, read_progress
 from hpc_cg.stages.study import read_study
+from launch.cli import STOPPED
+from launch.family import Member, family
+from launch.tail import Tail
 from launch.view import sentence
 
 HPC_CG = [sys.executable, "-c", "from launch.cli import main; main()"]
@@ -57,7 +64,81 @@ def test_status_names_each_stage_in_eighty_columns(done: tuple[Path, str]) -> No
     text = hpc_cg("status", done[0]).stdout
     assert max(len(line) for line in text.splitlines()) <= 80
     assert text.count("sealed") == 6
+    for figure in ("1,230 frames", "10 shards", "σ 0.003 nm", "kJ/mol/nm", "noise floor", "6 replicas", "0 lost", "kT"):
+        assert figure in text
+    assert str(Path("run", "report", "report.html")) in text and str(done[0].parent) not in text
     assert '"train": "sealed"' in hpc_cg("status", done[0], "--json").stdout
+
+
+def copied(done: tuple[Path, str], folder: Path) -> Path:
+    """The finished study, in a folder where it may be spoilt."""
+    shutil.copytree(done[0].parent, folder / "copy")
+    return folder / "copy" / "study.toml"
+
+
+def claim(path: Path, stage: str) -> Path:
+    """Let this very process work on a stage; returns its folder."""
+    study = read_study(path)
+    product.begin(study.folder(stage), study.fingerprint(stage), study.inputs(stage))
+    return study.folder(stage)
+
+
+def test_status_tells_how_much_is_done_and_who_works_there(done: tuple[Path, str], tmp_path: Path) -> None:
+    study = copied(done, tmp_path)
+    (study.parent / "run/simulate/SEALED").unlink()
+    assert "4 of 4 blocks; stopped" in words(hpc_cg("status", study).stdout)
+    claim(study, "simulate")
+    assert f"4 of 4 blocks; running: process {os.getpid()} on" in words(hpc_cg("status", study).stdout)
+
+
+def test_status_names_a_folder_that_cannot_be_read_and_shows_the_others(done: tuple[Path, str], tmp_path: Path) -> None:
+    study = copied(done, tmp_path)
+    seal = study.parent / "run/simulate/SEALED"
+    seal.unlink()
+    seal.mkdir()
+    found = hpc_cg("status", study)
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert found.stdout.count("sealed") == 3 and found.stdout.count("unreadable") == 3
+    assert "simulate/SEALED" in re.sub(r"\s", "", found.stdout) and "as simulate" in found.stdout
+    again = hpc_cg("run", study)
+    assert again.returncode == 1 and "simulate/SEALED" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_a_refused_second_run_touches_nothing_of_the_first(done: tuple[Path, str], tmp_path: Path) -> None:
+    study = copied(done, tmp_path)
+    study.write_text(study.read_text().replace("steps = 12", "steps = 13"))
+    folder = claim(study, "train")
+    Heartbeat(folder, 0)("training", 5, 13, "steps")
+    before = sorted(path for path in (study.parent / "run").rglob("*"))
+    second = hpc_cg("run", "train", study, "--ranks", 1)
+    assert second.returncode == 1
+    assert f"process {os.getpid()} on" in second.stderr and "wait for it or stop it" in second.stderr.lower()
+    assert sorted(path for path in (study.parent / "run").rglob("*")) == before
+    assert read_progress(folder) is not None
+
+
+def test_the_line_of_a_stale_stage_is_not_broken(done: tuple[Path, str], tmp_path: Path) -> None:
+    study = copied(done, tmp_path)
+    study.write_text(study.read_text().replace("batch_size = 32", "batch_size = 100000"))
+    assert "settings or inputs have changed: will be made again" in hpc_cg("status", study).stdout
+    text = hpc_cg("run", "train", study, "--ranks", 1).stdout
+    assert "stale: settings or inputs have changed: will be made again, the old is kept in superseded/\n" in text
+
+
+@pytest.mark.parametrize("log", [Path("/dev/full"), Path("/dev/null/logs/train.log")])
+def test_what_a_stage_says_arrives_where_no_log_can_be_written(log: Path) -> None:
+    noise = b"".join(b"line %d\n" % number for number in range(1000))
+    tail = Tail(io.BytesIO(b"hpc-cg: the disk is full\n" + noise + b"hpc-cg: the disk is full\n"), log)
+    tail.close()
+    assert tail.message == "the disk is full"
+    assert tail.log is None
+
+
+def test_without_a_sentence_the_last_lines_are_shown(tmp_path: Path) -> None:
+    tail = Tail(io.BytesIO(b"".join(b"line %d\n" % number for number in range(1000))), tmp_path / "logs" / "a.log")
+    tail.close()
+    assert tail.message.splitlines() == [f"line {number}" for number in range(985, 1000)]
+    assert tail.log is not None and len(tail.log.read_text().splitlines()) == 1000
 
 
 def test_show_tells_settings_inputs_and_figures(done: tuple[Path, str]) -> None:
@@ -78,8 +159,13 @@ def test_show_lists_the_segments_of_an_archive(tmp_path: Path) -> None:
 
 
 def test_audit_finds_a_whole_study_whole_and_names_a_fault(done: tuple[Path, str], tmp_path: Path) -> None:
+    def contents() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (done[0].parent).rglob("*")}
+
+    before = contents()
     whole = hpc_cg("audit", done[0])
-    assert whole.returncode == 0 and whole.stdout.count("whole") == 6
+    assert whole.returncode == 0 and whole.stdout.count("whole") == 6, whole.stderr
+    assert contents() == before, "an audit writes nothing"
     shutil.copytree(done[0].parent, tmp_path / "copy")
     shard = tmp_path / "copy/run/prepare/store.zarr/toy/forces/c/0/0/0"
     content = bytearray(shard.read_bytes())
@@ -88,6 +174,19 @@ def test_audit_finds_a_whole_study_whole_and_names_a_fault(done: tuple[Path, str
     broken = hpc_cg("audit", tmp_path / "copy" / "study.toml")
     assert broken.returncode == 1
     assert "shard 0" in broken.stderr
+
+
+def test_audit_names_every_file_that_is_missing_changed_or_new(done: tuple[Path, str], tmp_path: Path) -> None:
+    study = copied(done, tmp_path)
+    run = study.parent / "run"
+    (run / "train/errors.json").write_text("{}")
+    (run / "aggregate/figures.npz").unlink()
+    (run / "report/notes.txt").write_text("mine")
+    broken = hpc_cg("audit", study)
+    assert broken.returncode == 1
+    for fault in ("train: errors.json", "aggregate: figures.npz is missing", "report: notes.txt"):
+        assert fault in words(broken.stderr)
+    assert broken.stdout.count("whole") == 3
 
 
 def test_audit_notices_an_archive_that_has_changed(tmp_path: Path) -> None:
@@ -103,7 +202,9 @@ def test_audit_notices_an_archive_that_has_changed(tmp_path: Path) -> None:
     ("arguments", "sentence", "code"),
     [
         (("run", "all", "no.toml"), "no file", 1),
-        (("run", "trian", "study.toml"), "trian is no stage of this study", 2),
+        (("run", "trian", "study.toml"), "trian is no stage of this study. Did you mean train?", 2),
+        (("run", "prepare"), "the study file is missing. Try: hpc-cg run prepare study.toml", 2),
+        (("run", "study.toml", "kernel"), "hpc-cg run prepare", 1),
         (("status", "."), "is a folder", 1),
         (("run", "kernel", "study.toml"), "hpc-cg run prepare", 1),
         (("show", "nothing/"), "nothing", 1),
@@ -124,7 +225,9 @@ def test_a_failing_stage_gives_its_sentence_and_its_log(tmp_path: Path) -> None:
     found = hpc_cg("run", study, "--ranks", 1)
     assert found.returncode == 1
     assert "error in train" in found.stderr and "Lower train.batch_size" in words(found.stderr)
-    assert "train.log" in found.stderr and "Traceback" not in found.stderr
+    assert "Traceback" not in found.stderr
+    log = Path(found.stderr.split("log: ")[1].strip())
+    assert log.name.startswith("train-") and "Lower train.batch_size" in words(log.read_text())
     assert "sealed" in hpc_cg("status", study).stdout
 
 
@@ -136,31 +239,108 @@ def test_an_error_under_mpi_is_told_once(tmp_path: Path, mpiexec: str) -> None:
     assert words(found.stderr).count("asked") + words(found.stderr).count("3 atoms") == 1
 
 
-@pytest.mark.parametrize("stage", ["prepare", "kernel", "train", "simulate", "aggregate", "report"])
-def test_ctrl_c_in_any_stage_is_one_line_and_the_run_continues(
-    done: tuple[Path, str], tmp_path: Path, stage: str
-) -> None:
-    shutil.copytree(done[0].parent, tmp_path / "study")
-    study, run = tmp_path / "study" / "study.toml", tmp_path / "study" / "run"
-    shutil.rmtree(run / stage)
-    process = subprocess.Popen(
-        [*HPC_CG, "run", stage, str(study), "--ranks", "1"],
+def started(study: Path, stage: str, ranks: int) -> subprocess.Popen[str]:
+    """A run in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [*HPC_CG, "run", stage, str(study), "--ranks", str(ranks)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
         start_new_session=True,
     )
-    deadline = time.time() + 60
-    while not (run / stage / "INTENT").exists() and time.time() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=60)
-    assert process.returncode in (130, 0)
-    assert "Traceback" not in text
+
+
+def moved_on(study: Path, stage: str, before: float = 0) -> bool:
+    reading = read_progress(study.parent / "run" / stage)
+    return reading is not None and reading.before >= before and reading.done > reading.before
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.time() + 120
+    while not happened():
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.02)
+
+
+def ctrl_c(process: subprocess.Popen[str]) -> tuple[frozenset[Member], str]:
+    """Ctrl-C as a terminal sends it, to the whole group; returns who ran, and what stderr said."""
+    members = family(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, text = process.communicate(timeout=90)
+    return members, text
+
+
+def alive(members: frozenset[Member]) -> frozenset[Member]:
+    return frozenset(member for member in members if member in family(member.pid))
+
+
+@pytest.mark.parametrize("stage", ["prepare", "kernel", "train", "simulate", "aggregate", "report"])
+def test_ctrl_c_in_any_stage_is_one_line_and_the_run_continues(
+    done: tuple[Path, str], tmp_path: Path, stage: str
+) -> None:
+    study = copied(done, tmp_path)
+    run = study.parent / "run"
+    shutil.rmtree(run / stage)
+    process = started(study, stage, 1)
+    wait_for((run / stage / "INTENT").exists, process)
+    _, text = ctrl_c(process)
+    assert (process.returncode, text.strip()) in ((130, STOPPED), (0, ""))
     again = hpc_cg("run", stage, study, "--ranks", 1)
     assert again.returncode == 0, again.stderr
     assert f'"{stage}": "sealed"' in hpc_cg("status", study, "--json").stdout
+
+
+ONE_AND_TWO = [1, pytest.param(2, marks=pytest.mark.mpi)]
+
+
+@pytest.mark.parametrize("ranks", ONE_AND_TWO)
+def test_ctrl_c_in_training_saves_and_the_run_goes_on_from_there(
+    done: tuple[Path, str], tmp_path: Path, ranks: int, request: pytest.FixtureRequest
+) -> None:
+    if ranks > 1:
+        request.getfixturevalue("mpiexec")
+    study = copied(done, tmp_path)
+    study.write_text(study.read_text().replace("steps = 12", "steps = 1000000").replace("every = 5", "every = 500000"))
+    folder, saved = study.parent / "run/train", 0
+    for _ in range(2):
+        process = started(study, "train", ranks)
+        wait_for(partial(moved_on, study, "train", saved), process)
+        members, text = ctrl_c(process)
+        assert (process.returncode, text.strip()) == (130, STOPPED)
+        assert not alive(members) and len(members) > ranks
+        newest = max(int(seal.parent.name.removeprefix("step-")) for seal in folder.glob("step-*/SEALED"))
+        assert newest > saved, "each run starts from the step that the one before has saved"
+        saved = newest
+        assert not (folder / product.STOP).exists()
+    assert f"{saved:,} of 1,000,000 steps saved; stopped" in words(hpc_cg("status", study).stdout)
+
+
+@pytest.mark.parametrize("ranks", ONE_AND_TWO)
+def test_ctrl_c_in_a_simulation_leaves_no_process_behind(
+    done: tuple[Path, str], tmp_path: Path, ranks: int, request: pytest.FixtureRequest
+) -> None:
+    if ranks > 1:
+        request.getfixturevalue("mpiexec")
+    study = copied(done, tmp_path)
+    study.write_text(study.read_text().replace("time_ps = 1.6", "time_ps = 16000.0"))
+    process = started(study, "simulate", ranks)
+    wait_for(partial(moved_on, study, "simulate"), process)
+    members, text = ctrl_c(process)
+    assert (process.returncode, text.strip()) == (130, STOPPED)
+    assert not alive(members) and len(members) > ranks
+
+
+def test_sigterm_ends_a_run_like_ctrl_c(done: tuple[Path, str], tmp_path: Path) -> None:
+    study = copied(done, tmp_path)
+    study.write_text(study.read_text().replace("time_ps = 1.6", "time_ps = 16000.0"))
+    process = started(study, "simulate", 1)
+    wait_for((study.parent / "run/simulate/RUNNING").exists, process)
+    members = family(process.pid)
+    process.terminate()
+    _, text = process.communicate(timeout=60)
+    assert (process.returncode, text.strip()) == (130, STOPPED)
+    assert not alive(members)
 
 
 def test_every_command_explains_itself() -> None:

@@ -170,7 +170,7 @@ def test_the_loaded_force_field_is_the_trained_one(tmp_path: Path) -> None:
     x = torch.from_numpy(frames(4, seed=2)[0]).float()
     assert step == 10
     torch.testing.assert_close(loaded(x).forces, one.forcefield(x).forces)
-    with pytest.raises(NotSealed, match="hpc-cg run train"):
+    with pytest.raises(NotSealed, match="Run the stage train"):
         checkpoint.load_forcefield(tmp_path / "nowhere")
 
 

@@ -1,10 +1,12 @@
 """Prepare: the same bytes for any number of ranks and after any kill; bad input is explained."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from toy import write_archive, write_study
 from hpc_cg import errors
 from hpc_cg.files import read_arrays, read_json
 from hpc_cg.mapping.shards import pieces_of
-from hpc_cg.stages.product import State
+from hpc_cg.stages.product import State, _started, owner
 from hpc_cg.stages.study import read_study
 from hpc_cg.store.dataset import load, open_spec
 from hpc_cg.store.layout import STORE
@@ -34,7 +36,7 @@ def jobs(study: Path, stage: str = "prepare", ranks: int = 1, mpiexec: str = "")
 def product_bytes(study: Path) -> dict[str, bytes]:
     """Everything of the product that must not depend on who made it."""
     folder = study.parent / "run" / "prepare"
-    skipped = {"SEALED", "INTENT", "segments.json", "plan.json"}
+    skipped = {"SEALED", "INTENT", "RUNNING", "segments.json", "sources.json"}
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -176,13 +178,102 @@ def test_segments_too_short_to_hold_any_block_out_are_refused(tmp_path: Path) ->
         run_stage(study, "prepare")
 
 
-def test_an_archive_that_changes_half_way_is_refused(tmp_path: Path) -> None:
+def test_a_changed_archive_makes_the_store_stale_and_the_old_one_is_kept(tmp_path: Path) -> None:
     study = read_study(write_study(tmp_path))
     run_stage(study, "prepare")
-    (study.folder("prepare") / "SEALED").unlink()
     write_archive(tmp_path / "archive", n_segments=4)
-    with pytest.raises(errors.DamagedProduct, match="changed since it was begun"):
-        run_stage(study, "prepare")
+    assert study.state("prepare") == State.STALE
+    run_stage(study, "prepare")
+    assert study.state("prepare") == State.SEALED
+    assert load(study.folder("prepare") / STORE, "toy").n_frames == 400 + 410 + 420 + 430
+    assert len(list((tmp_path / "run" / "superseded").iterdir())) == 1
+
+
+def test_a_store_outlives_its_archive(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path))
+    run_stage(study, "prepare")
+    shutil.rmtree(tmp_path / "archive")
+    assert study.state("prepare") == State.SEALED
+
+
+def test_a_sealed_stage_is_not_done_again(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path))
+    run_stage(study, "prepare")
+    before = product_bytes(study.path)
+    shutil.rmtree(study.folder("prepare") / "moments")
+    assert run_stage(study, "prepare") == 0
+    assert product_bytes(study.path).keys() == {name for name in before if not name.startswith("moments")}
+
+
+def test_a_continued_store_keeps_the_maps_that_were_fitted_first(tmp_path: Path) -> None:
+    """Another processor rounds the fit differently; shards of two fits must not meet in one store."""
+    study = read_study(write_study(tmp_path))
+    run_stage(study, "prepare")
+    folder = study.folder("prepare")
+    (folder / "SEALED").unlink()
+    record = next((folder / "moments").glob("*.npz"))
+    arrays = read_arrays(record)
+    np.savez(record, **(arrays | {"train_gram": arrays["train_gram"] * (1 + 1e-12)}))
+    run_stage(study, "prepare")
+    assert study.state("prepare") == State.SEALED
+
+
+def test_a_store_begun_for_another_spec_is_made_anew(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path))
+    run_stage(study, "prepare")
+    folder = study.folder("prepare")
+    for name in ("SEALED", "map.json"):
+        (folder / name).unlink()
+    attributes = folder / STORE / "toy" / "zarr.json"
+    attributes.write_text(attributes.read_text().replace('"kernel": "none"', '"kernel": "another"'))
+    run_stage(study, "prepare")
+    assert open_spec(folder / STORE, "toy").kernel == "none"
+    assert study.state("prepare") == State.SEALED
+
+
+def test_positions_alone_are_enough_for_noise_and_for_nothing_else(tmp_path: Path) -> None:
+    path = write_study(tmp_path, prepare={"forces": False}, kernel={"kind": "noise"})
+    for forces in (tmp_path / "archive").glob("*_forces.npy"):
+        forces.unlink()
+    for stage in ("prepare", "kernel", "train"):
+        assert run_stage(read_study(path), stage) == 0
+    write_study(tmp_path, archive=False, prepare={"forces": False}, kernel={"kind": "noise+forces"})
+    with pytest.raises(errors.MissingForces, match="forces = false"):
+        run_stage(read_study(path), "kernel")
+
+
+def claim(folder: str, gate: str, answers: str) -> None:
+    """One of several processes that claim a folder at the same moment."""
+    from hpc_cg.stages import product
+
+    while not Path(gate).exists():
+        time.sleep(0.001)
+    try:
+        product._claim(Path(folder))
+        Path(answers, str(os.getpid())).touch()
+        time.sleep(1.0)
+    except errors.FolderBusy:
+        pass
+
+
+@pytest.mark.parametrize("left_behind", [False, True])
+def test_of_many_runs_that_start_at_once_one_gets_the_folder(tmp_path: Path, left_behind: bool) -> None:
+    context = multiprocessing.get_context("spawn")
+    for number in range(3):
+        folder, answers, gate = (tmp_path / f"{name}{number}" for name in ("folder", "answers", "gate"))
+        folder.mkdir()
+        answers.mkdir()
+        if left_behind:
+            dead = {"host": socket.gethostname(), "pid": 999999, "started": "1", "job": "", "attempt": ""}
+            (folder / "RUNNING").write_text(json.dumps(dead))
+        members = [context.Process(target=claim, args=(str(folder), str(gate), str(answers))) for _ in range(4)]
+        for member in members:
+            member.start()
+        time.sleep(1.5)
+        gate.touch()
+        for member in members:
+            member.join()
+        assert len(list(answers.iterdir())) == 1
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -190,19 +281,22 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     folder = study.folder("prepare")
     folder.mkdir(parents=True)
     sleeper = subprocess.Popen(["sleep", "60"])
-    import socket
-
-    from hpc_cg.stages.product import _started
-
-    (folder / "RUNNING").write_text(
-        json.dumps({"host": socket.gethostname(), "pid": sleeper.pid, "started": _started(sleeper.pid), "job": ""})
-    )
+    other = {
+        "host": socket.gethostname(),
+        "pid": sleeper.pid,
+        "started": _started(sleeper.pid),
+        "job": "7",
+        "attempt": "",
+    }
+    (folder / "RUNNING").write_text(json.dumps(other))
     try:
+        assert str(owner(folder)) == f"process {sleeper.pid} on {socket.gethostname()}, job 7"
         with pytest.raises(errors.FolderBusy, match=f"process {sleeper.pid}"):
             run_stage(study, "prepare")
     finally:
         sleeper.kill()
         sleeper.wait()
+    assert owner(folder) is None
     run_stage(study, "prepare")  # the other one is dead: its claim no longer counts
     assert study.state("prepare") == State.SEALED
 

@@ -7,7 +7,7 @@ import pytest
 from toy import write_study
 
 from hpc_cg import errors
-from hpc_cg.stages.product import State, begin, read_seal
+from hpc_cg.stages.product import State, audit, begin, read_seal
 from hpc_cg.stages.study import read_study
 from jobs.__main__ import run_stage
 
@@ -90,7 +90,7 @@ def test_a_stale_product_is_moved_aside_not_lost(tmp_path: Path) -> None:
 
 
 def test_a_stage_without_the_one_before_says_which_to_run(tmp_path: Path) -> None:
-    with pytest.raises(errors.NotSealed, match="hpc-cg run prepare"):
+    with pytest.raises(errors.NotSealed, match="Run the stage prepare"):
         run_stage(read_study(write_study(tmp_path)), "kernel")
 
 
@@ -140,3 +140,49 @@ def test_groups_of_replicas_hold_each_replica_once() -> None:
     groups = SimulateConfig(n_replicas=10, group_size=4).groups
     assert groups == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9))
     assert math.isclose(SimulateConfig().time_ps, 100.0)
+
+
+def test_a_stale_product_is_not_built_upon(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    for stage in ("prepare", "kernel"):
+        run_stage(read_study(path), stage)
+    write_study(tmp_path, archive=False, prepare={"ridge": 2.0})
+    with pytest.raises(errors.NotSealed, match="made with other settings"):
+        run_stage(read_study(path), "kernel")
+
+
+def test_the_audit_of_a_product_finds_every_changed_missing_and_new_file(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path))
+    run_stage(study, "prepare")
+    folder = study.folder("prepare")
+    assert audit(folder) == []
+    for name in read_seal(folder).manifest:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content + b"x")
+        assert audit(folder) == [f"{name} holds other bytes than were sealed"]
+        (folder / name).unlink()
+        assert audit(folder) == [f"{name} is missing"]
+        (folder / name).write_bytes(content)
+    (folder / "new").touch()
+    assert audit(folder) == ["new was not there when the product was sealed"]
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "expected"),
+    [
+        ("study", {"temperature_K": float("inf")}, "temperature_K = .*inf"),
+        ("simulate", {"time_ps": 1.6003}, "whole numbers of steps"),
+        ("train", {"terminal_widths": [0]}, r"terminal_widths.0 = 0"),
+        ("simulate", {"friction_per_ps": float("inf")}, "friction_per_ps"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(tmp_path: Path, table: str, change: dict, expected: str) -> None:
+    with pytest.raises(errors.ConfigError, match=expected):
+        read_study(write_study(tmp_path, archive=False, **{table: change}))
+
+
+def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text("study = 3\n[prepare]\n")
+    with pytest.raises(errors.ConfigError, match=r"write \[study\]"):
+        read_study(path)

@@ -125,7 +125,7 @@ def test_frames_of_weight_zero_are_left_out(tmp_path: Path) -> None:
 
 def test_a_store_larger_than_the_limit_is_not_loaded(tmp_path: Path) -> None:
     store = write(tmp_path, spec_of(100))
-    with pytest.raises(OutOfMemory, match="raise the limit|Raise the limit"):
+    with pytest.raises(OutOfMemory, match="Raise train.memory_limit_gb"):
         dataset.load(store, "m", memory_limit_gb=1e-9)
 
 

@@ -1,0 +1,82 @@
+"""The three or four figures of each product that a person asks for first, in words and with units."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_cg.stages.product import Seal
+from hpc_cg.stages.report import PAGE
+from hpc_cg.stages.study import Study
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a seal's summary.
+
+    keys     where it stands; several are added up
+    before   words before it
+    after    its unit
+    root     show the root of a mean square
+    """
+
+    keys: tuple[str, ...]
+    before: str = ""
+    after: str = ""
+    root: bool = False
+
+    def words(self, summary: dict[str, Any]) -> str:
+        values = [summary[key] for key in self.keys]
+        shown = values[0] if len(values) == 1 else sum(values)
+        if self.root:
+            shown = math.sqrt(max(shown, 0.0))  # a noise floor is a difference, and may come out below zero
+        return " ".join(part for part in (self.before, figure(shown), self.after) if part)
+
+
+FIGURES: dict[str, tuple[Figure, ...]] = {
+    "reference": (Figure(("trajectories",), after="trajectories"), Figure(("ns",), after="ns")),
+    "prepare": (
+        Figure(("frames",), after="frames"),
+        Figure(("shards",), after="shards"),
+        Figure(("beads",), after="beads"),
+        Figure(("quarantined",), after="frames quarantined"),
+    ),
+    "kernel": (Figure(("kind",), "kind"), Figure(("sigma_nm",), "σ", "nm")),
+    "train": (
+        Figure(("residual",), "force error", "kJ/mol/nm", root=True),
+        Figure(("floor",), "noise floor", root=True),
+        Figure(("frames_per_s",), after="frames/s"),
+    ),
+    "simulate": (
+        Figure(("replicas",), after="replicas"),
+        Figure(("ns",), after="ns"),
+        Figure(("diverged", "mirrored"), after="lost"),
+        Figure(("replica_steps_per_s_and_process",), after="replica-steps/s"),
+    ),
+    "aggregate": (Figure(("JS",), "JS"), Figure(("PMF error (kT)",), "PMF error", "kT")),
+}
+"""What is shown of each stage's summary; the units are those of the summary, of its root where ``root`` is set."""
+
+
+def figures(study: Study, stage: str, seal: Seal) -> str:
+    """One line of figures of a sealed product; figures that its summary does not have are left out."""
+    if stage == "report":
+        return str(near(study.folder(stage) / PAGE, study.root))
+    return ", ".join(one.words(seal.summary) for one in FIGURES[stage] if set(one.keys) <= set(seal.summary))
+
+
+def near(path: Path, root: Path) -> Path:
+    """A path as seen from the current folder, or else from ``root``, where it lies below one of them."""
+    for start in (Path.cwd(), root):
+        if path.is_relative_to(start):
+            return path.relative_to(start)
+    return path
+
+
+def figure(value: float | int | str) -> str:
+    """A number with three digits that count, or with all of those before the point; words as they are."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
