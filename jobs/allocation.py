@@ -41,7 +41,6 @@ class Allocation:
     master_port   port that these processes may use to find one another; another one after a requeue
     job_id        Slurm's job id, or None
     attempt       how often Slurm has started this job before
-    deadline      end of the time limit in seconds since 1970, or None where nothing tells
     """
 
     kind: Kind
@@ -52,7 +51,6 @@ class Allocation:
     master_port: int
     job_id: str | None
     attempt: int
-    deadline: float | None
 
 
 def who_am_i(environ: Mapping[str, str]) -> Allocation:
@@ -78,7 +76,6 @@ def who_am_i(environ: Mapping[str, str]) -> Allocation:
         master_port=_number(environ, "MASTER_PORT", default=_port(job_id, attempt)),
         job_id=job_id,
         attempt=attempt,
-        deadline=_deadline(environ),
     )
 
 
@@ -135,14 +132,6 @@ def _first_host(environ: Mapping[str, str], kind: Kind) -> str:
 
 def _port(job_id: str | None, attempt: int) -> int:
     return FIRST_PORT + int(digest([job_id, attempt]), 16) % N_PORTS
-
-
-def _deadline(environ: Mapping[str, str]) -> float | None:
-    """Slurm tells the end of the job from 23.02 on; before, the batch script works it out."""
-    for name in ("SLURM_JOB_END_TIME", "HPC_CG_END_TIME"):
-        if environ.get(name):
-            return float(_number(environ, name))
-    return None
 
 
 def mpi_team() -> Team:

@@ -8,18 +8,18 @@ to 23.02 do not inherit it from sbatch, and --kill-on-bad-exit lets one dead ran
 import re
 import shlex
 from pathlib import Path
-from typing import BinaryIO
 
 import jinja2
 
 from hpc_cg.errors import ConfigError
-from hpc_cg.files import write_atomic
+from hpc_cg.files import write_text
 from launch.resources import Resources
 
 STUDY_ARGUMENT = "$1"
 """In place of a study's path: the script takes it as its first argument."""
 
 DEFAULTS: dict[str, Resources] = {
+    "reference": Resources(cpus_per_task=4, mem_gb=4, time_minutes=240),
     "prepare": Resources(nodes=2, tasks_per_node=16, mem_gb=64, time_minutes=240),
     "kernel": Resources(nodes=1, tasks_per_node=16, mem_gb=64, time_minutes=240),
     "train": Resources(tasks_per_node=4, cpus_per_task=4, gpus_per_node=4, mem_gb=64, time_minutes=1440),
@@ -58,14 +58,7 @@ def sbatch_text(stage: str, resources: Resources, study: str) -> str:
 def write_templates(folder: Path) -> None:
     """Write one script per stage, ``sbatch folder/prepare.sbatch study.toml``, with the default resources."""
     for stage, resources in DEFAULTS.items():
-        _write_text(folder / f"{stage}.sbatch", sbatch_text(stage, resources, STUDY_ARGUMENT))
-
-
-def _write_text(path: Path, text: str) -> None:
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    write_atomic(path, write)
+        write_text(folder / f"{stage}.sbatch", sbatch_text(stage, resources, STUDY_ARGUMENT))
 
 
 def _study_word(study: str) -> str:

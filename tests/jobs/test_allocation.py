@@ -72,12 +72,6 @@ def test_all_ranks_agree_on_a_port_and_a_requeued_job_takes_another():
     assert who_am_i(STEP | {"MASTER_PORT": "29500"}).master_port == 29500
 
 
-def test_deadline_is_slurms_before_ours():
-    assert who_am_i(STEP).deadline is None
-    assert who_am_i(STEP | {"HPC_CG_END_TIME": "1700000000"}).deadline == 1.7e9
-    assert who_am_i({"SLURM_JOB_END_TIME": "1800000000", "HPC_CG_END_TIME": "1700000000"}).deadline == 1.8e9
-
-
 @pytest.mark.parametrize("change", [{"SLURM_PROCID": "4"}, {"SLURM_NTASKS": "four"}, {"MASTER_PORT": "-1"}])
 def test_a_place_that_makes_no_sense_is_refused(change):
     with pytest.raises(BrokenLaunch):
