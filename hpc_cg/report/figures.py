@@ -199,11 +199,11 @@ def replicas_over_time(
 def psi_integration(labels: PsiIntegration, network: PsiIntegration | None = None) -> bytes:
     """Mean force along ψ, and the free energy it integrates to beside that of the histogram; SVG.
 
-    labels    from the mapped forces; ``network`` from a force field's forces on the same frames
+    labels    from the labels that were trained on; ``network`` from the force field on the same frames
     The bands are one standard error wide on either side.
     """
-    sources = [("mapped forces", labels, MODEL)]
-    sources += [] if network is None else [("network forces", network, NOISED)]
+    sources = [("labels", labels, MODEL)]
+    sources += [] if network is None else [("force field", network, NOISED)]
     with _style():
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)

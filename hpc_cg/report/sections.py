@@ -134,7 +134,7 @@ def training(curves: Sequence[Mapping[str, float]], errors: Mapping[str, float])
             ("rms of the labels (kJ/mol/nm)", _root(errors["label"])),
             ("rms of the labels minus priors (kJ/mol/nm)", _root(errors["delta"])),
             ("rms error of the model (kJ/mol/nm)", _root(errors["residual"])),
-            ("noise floor of the labels (kJ/mol/nm)", _root(errors["floor"])),
+            ("noise floor of the labels, estimated (kJ/mol/nm)", _root(errors["floor"])),
             ("explained fraction of the labels", significant(errors["explained"], 3)),
             ("explained fraction of what the priors leave", significant(errors["explained_delta"], 3)),
         ),
