@@ -90,7 +90,7 @@ def status(
 
     [bold]Example:[/] hpc-cg status study.toml
     """
-    from launch.view import status_table, survey
+    from launch.status import status_table, survey
 
     lines = survey(_study(study))
     if json:
@@ -178,7 +178,7 @@ def main() -> None:
         errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        from launch.view import explain
+        from launch.status import explain
 
         errors.print(f"[red]error:[/] {escape(explain(error))}", soft_wrap=True)
         sys.exit(1)

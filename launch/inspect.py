@@ -11,7 +11,7 @@ from hpc_cg.errors import HpcCgError
 from hpc_cg.files import read_json
 from hpc_cg.stages.product import State, audit, read_seal
 from hpc_cg.stages.study import Study
-from launch.view import explain
+from launch.status import explain
 
 SHOWN_SEGMENTS = 40
 

@@ -9,7 +9,8 @@ from hpc_cg.files import read_json
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study
 from launch.local import PARTIAL, refuse_if_busy, run_stage
-from launch.view import STALE, watching
+from launch.status import STALE
+from launch.view import watching
 from launch.words import figures
 
 

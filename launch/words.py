@@ -51,7 +51,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(("replicas",), after="replicas"),
         Figure(("ns",), after="ns"),
         Figure(("diverged", "mirrored"), after="lost"),
-        Figure(("replica_steps_per_s_and_process",), after="replica-steps/s"),
+        Figure(("replica_steps_per_s_and_process",), after="replica-steps/s each"),
     ),
     "aggregate": (Figure(("JS",), "JS"), Figure(("PMF error (kT)",), "PMF error", "kT")),
 }

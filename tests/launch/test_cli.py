@@ -72,7 +72,7 @@ def test_status_names_each_stage_in_eighty_columns(done: tuple[Path, str]) -> No
 
 def copied(done: tuple[Path, str], folder: Path) -> Path:
     """The finished study, in a folder where it may be spoilt."""
-    shutil.copytree(done[0].parent, folder / "copy")
+    shutil.copytree(done[0].parent, folder / "copy", ignore=shutil.ignore_patterns(".progress"))
     return folder / "copy" / "study.toml"
 
 
@@ -204,9 +204,9 @@ def test_audit_notices_an_archive_that_has_changed(tmp_path: Path) -> None:
         (("run", "all", "no.toml"), "no file", 1),
         (("run", "trian", "study.toml"), "trian is no stage of this study. Did you mean train?", 2),
         (("run", "prepare"), "the study file is missing. Try: hpc-cg run prepare study.toml", 2),
-        (("run", "study.toml", "kernel"), "hpc-cg run prepare", 1),
+        (("run", "study.toml", "kernel"), "kernel reads the product of prepare", 1),
         (("status", "."), "is a folder", 1),
-        (("run", "kernel", "study.toml"), "hpc-cg run prepare", 1),
+        (("run", "kernel", "study.toml"), "Run the stage prepare of this study first", 1),
         (("show", "nothing/"), "nothing", 1),
     ],
 )
@@ -275,8 +275,8 @@ def alive(members: frozenset[Member]) -> frozenset[Member]:
     return frozenset(member for member in members if member in family(member.pid))
 
 
-@pytest.mark.parametrize("stage", ["prepare", "kernel", "train", "simulate", "aggregate", "report"])
-def test_ctrl_c_in_any_stage_is_one_line_and_the_run_continues(
+@pytest.mark.parametrize("stage", ["prepare", "kernel", "aggregate", "report"])
+def test_ctrl_c_in_a_short_stage_is_one_line_and_the_run_continues(
     done: tuple[Path, str], tmp_path: Path, stage: str
 ) -> None:
     study = copied(done, tmp_path)
