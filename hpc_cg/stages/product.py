@@ -78,17 +78,18 @@ class Seal:
 
 
 def read_seal(folder: Path) -> Seal | None:
-    """The seal of a stage's folder, or None; raises DamagedProduct."""
+    """The seal of a stage's folder, or None; raises DamagedProduct.
+
+    A seal with other fields was written by another version: it is given as one that fits no study, so that its product
+    counts as stale.
+    """
     try:
-        return Seal(**read_json(folder / SEALED))
+        content = read_json(folder / SEALED)
     except MissingInput:
         return None
-    except TypeError as error:
-        raise DamagedProduct(
-            f"the seal {folder / SEALED}",
-            f"other fields than expected ({error})",
-            "remove the folder and run again",
-        ) from error
+    if not isinstance(content, dict) or content.keys() != Seal.__dataclass_fields__.keys():
+        return Seal(folder.name, "another version", {}, "", {}, {}, {}, {})
+    return Seal(**content)
 
 
 def need_seal(folder: Path, asked_by: str) -> Seal:

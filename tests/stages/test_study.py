@@ -186,3 +186,15 @@ def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
     path.write_text("study = 3\n[prepare]\n")
     with pytest.raises(errors.ConfigError, match=r"write \[study\]"):
         read_study(path)
+
+
+def test_a_product_of_another_version_is_stale(tmp_path: Path) -> None:
+    import json
+
+    study = read_study(write_study(tmp_path))
+    run_stage(study, "prepare")
+    path = study.folder("prepare") / "SEALED"
+    path.write_text(json.dumps({"stage": "prepare", "fingerprint": study.fingerprint("prepare")}))
+    assert study.state("prepare") == State.STALE
+    run_stage(study, "prepare")
+    assert study.state("prepare") == State.SEALED
