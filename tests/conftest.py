@@ -5,6 +5,7 @@ HPC_CG_REQUIRE names marks, e.g. ``mpi,slurm``, whose tests must run: a skip of 
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
@@ -14,6 +15,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# what a shell starts in the background ignores Ctrl-C, and so would all that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _hook = install_import_hook("hpc_cg", "beartype.beartype")
 

@@ -19,7 +19,7 @@ from hpc_cg.stages import product
 from hpc_cg.stages.progress import Heartbeat, read_progress
 from hpc_cg.stages.study import read_study
 from launch.cli import STOPPED
-from launch.family import Member, family
+from launch.family import Member, family, kill
 from launch.tail import Tail
 from launch.view import sentence
 
@@ -267,7 +267,11 @@ def ctrl_c(process: subprocess.Popen[str]) -> tuple[frozenset[Member], str]:
     """Ctrl-C as a terminal sends it, to the whole group; returns who ran, and what stderr said."""
     members = family(process.pid)
     os.killpg(process.pid, signal.SIGINT)
-    _, text = process.communicate(timeout=90)
+    try:
+        _, text = process.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        kill(members)  # a failing test leaves nobody behind
+        raise
     return members, text
 
 
