@@ -24,6 +24,9 @@ from hpc_cg.simulate.langevin import EnsembleState, baoab, kinetic_temperatures,
 from hpc_cg.simulate.recorder import BlockRecord, Quarantine
 from hpc_cg.units import kT
 
+WIDTHS = 8.0
+"""Thermal widths of its prior that a bond may be off before its replica counts as diverged."""
+
 CHUNK = 100
 """Steps whose normal numbers one stream gives; a block is a whole number of these."""
 
@@ -57,11 +60,15 @@ class Limits:
 
     @staticmethod
     def of(system: BeadSystem, prior: PriorParameters, temperature_K: float) -> "Limits":
-        """Bonds between half and twice their prior length, 1000 kT per bead, the hands of the priors."""
+        """Bonds within WIDTHS of their priors and half to twice their length, 1000 kT per bead, the priors' hands.
+
+        Nothing thermal gets that far off; a replica caught in a minimum that the network made up does.
+        """
+        width = WIDTHS * np.sqrt(kT(temperature_K) / prior.bond_k)
         return Limits(
             bonds=system.bonds,
-            shortest=0.5 * prior.bond_0,
-            longest=2.0 * prior.bond_0,
+            shortest=np.maximum(0.5 * prior.bond_0, prior.bond_0 - width),
+            longest=np.minimum(2.0 * prior.bond_0, prior.bond_0 + width),
             impropers=system.impropers,
             hands=np.sign(prior.improper_0),
             energy=1000.0 * kT(temperature_K) * system.n_beads,
