@@ -139,8 +139,10 @@ def create(folder: Path, spec: StoreSpec) -> None:
     begun for another spec. Raises DiskFull, FolderNotWritable.
     """
     place = folder / spec.molecule
-    if place.exists() and dict(zarr.open_group(place, mode="r").attrs) == spec.attributes():
-        return
+    if place.exists():
+        there = StoreSpec.from_attributes(dict(zarr.open_group(place, mode="r").attrs))
+        if there.digest == spec.digest:
+            return
     with explain_write_errors(folder):
         shutil.rmtree(place, ignore_errors=True)
         zarr.open_group(folder, mode="a", zarr_format=3)

@@ -181,3 +181,14 @@ def test_shards_hold_whole_chunks_of_a_bounded_size(n_frames: int, n_beads: int)
     shard, chunk = layout.choose_shards(n_frames, n_beads)
     assert shard % chunk == 0
     assert shard * n_beads * 12 <= max(layout.SHARD_BYTES, chunk * n_beads * 12)
+
+
+def test_creating_a_store_again_keeps_what_is_written_and_another_spec_starts_anew(tmp_path: Path) -> None:
+    spec = spec_of(100)
+    store = write(tmp_path, spec)
+    layout.create(store, spec)
+    assert audit(store, spec).whole
+    other = replace(spec, kernel="noise")
+    layout.create(store, other)
+    assert dataset.open_spec(store, "m") == other
+    assert [writer.read_commit(store, other, shard) for shard in range(3)] == [None] * 3
