@@ -29,8 +29,8 @@ END_PATIENCE_S = 5.0
 DONE, PARTIAL = 0, 75
 """Exit codes of a stage that is sealed, and of one that stopped at a safe place."""
 
-SINGLE = ("aggregate", "report", "reference")
-"""Stages that one process does: OpenMM uses the cores by itself, and the last two fold what is there."""
+SINGLE = ("aggregate", "report")
+"""Stages that one process does: they fold what is there."""
 
 
 class View(Protocol):

@@ -19,7 +19,7 @@ STUDY_ARGUMENT = "$1"
 """In place of a study's path: the script takes it as its first argument."""
 
 DEFAULTS: dict[str, Resources] = {
-    "reference": Resources(cpus_per_task=4, mem_gb=4, time_minutes=240),
+    "reference": Resources(tasks_per_node=4, mem_gb=4, time_minutes=240),
     "prepare": Resources(nodes=2, tasks_per_node=16, mem_gb=64, time_minutes=240),
     "kernel": Resources(nodes=1, tasks_per_node=16, mem_gb=64, time_minutes=240),
     "train": Resources(tasks_per_node=4, cpus_per_task=4, gpus_per_node=4, mem_gb=64, time_minutes=1440),
