@@ -140,7 +140,7 @@ class Trainer:
         batch = self.labels.batch(index, "training noise", self.step)
         mine = batch.part(slice(self.world.rank, len(index), self.world.size))
         loss = self._gradient(mine, float(batch.weights.sum()))
-        flags = sum_gradients(self.parameters, self.world, torch.stack([loss, torch.tensor(float(stop))]).to(loss))
+        flags = sum_gradients(self.parameters, self.world, torch.stack([loss, loss.new_tensor(float(stop))]))
         loss = flags[0]
         if not torch.isfinite(loss):
             raise self._diverged(batch)
