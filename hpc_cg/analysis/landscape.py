@@ -120,11 +120,6 @@ def alpha_log_odds(psi: Float[np.ndarray, "frame"], weights: Float[np.ndarray, "
     return float(np.log(fraction / (1 - fraction)))
 
 
-def positive_phi_fraction(phi: Float[np.ndarray, "frame"], weights: Float[np.ndarray, "frame"] | None = None) -> float:
-    """The share of frames with φ > 0."""
-    return _share(phi > 0, weights)
-
-
 def match_alpha_fraction(
     psi: Float[np.ndarray, "frame"], weights: Float[np.ndarray, "frame"], fraction: float
 ) -> Float[np.ndarray, "frame"]:
