@@ -1,41 +1,49 @@
 """What an archive holds, found without reading a coordinate.
 
-A segment is one contiguous source trajectory. Scanning opens each file for its shapes and attributes only, so
-an archive of terabytes is indexed in the time its headers take.
-
-    h5    datasets `positions` (frame atom 3), `forces` (the same, optional), `potential` (frame, optional);
-          attributes, all optional: `stride_ps`, `temperature_K`, `units` ("nm, ps, kJ/mol/nm") and `written`,
-          the number of frames that are complete
-    npy   a pair `X_coordinates.npy`, `X_forces.npy` (optional), each (frame atom 3)
+A segment is one contiguous source trajectory. Describing opens a file for its headers only, so an archive of terabytes
+is indexed in the time its headers take. Formats are listed in formats.py, what each offers in source.py.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int64
 
 from hpc_cg import files, units
-from hpc_cg.errors import HpcCgError, MissingInput, UnknownUnit, UnreadableFile
+from hpc_cg.archive import usable
+from hpc_cg.archive.faults import explain_read_errors, unreadable
+from hpc_cg.archive.formats import FORCES_AS_POSITIONS, format_of
+from hpc_cg.archive.listing import COORDINATES, find, forces_beside
+from hpc_cg.archive.listing import files_of as files_of
+from hpc_cg.archive.source import Format, Header
+from hpc_cg.errors import ChangedFile, TemperatureMismatch, UnknownUnit
 
-COORDINATES, FORCES = "_coordinates.npy", "_forces.npy"
-FORMATS = {".h5": "h5", ".hdf5": "h5", ".npy": "npy"}
+MADE_UP_TIMES = ("dcd",)
+"""Formats in which many tools write a time step that means nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """One contiguous source trajectory, as the index knows it.
 
     path            absolute; of the coordinates where forces lie in a file of their own
-    format          key of readers.READERS
-    stride_ps       time between frames, ps
+    format          name of the format (formats.format_named)
+    n_frames        frames that can be used: those with positions and, where they were wanted, forces
+    stride_ps       time between these frames, ps; their median where ``even`` is False
     temperature_K   as the source states it, None where it does not
-    digest          hash of the file (of both files where there are two)
+    has_forces      whether forces were wanted and every frame counted has them
+    digest          hash of the file, of both files where there are two, and of the place inside it
     length_unit     key of units.LENGTH in which the source is written
-    force_unit      key of units.FORCE in which the source is written
+    force_unit      key of units.FORCE in which the source is written, None where there are no forces and none is known
     forces_path     absolute; None where the forces lie in ``path`` or nowhere
+    inside          the trajectory's place within its file; empty where a file is one trajectory
+    even            whether the frames are evenly spaced in time, to within 1 %
+    counted         whether frame i is row i of each file, so that no table of rows is needed
+    size, mtime_ns  bytes and time of last change when the file was described; of two files, their sums
+    note            what is wrong with the source though it can be used
     """
 
     molecule: str
@@ -48,8 +56,14 @@ class Segment:
     has_forces: bool
     digest: str
     length_unit: str
-    force_unit: str
+    force_unit: str | None
     forces_path: str | None
+    inside: str = ""
+    even: bool = True
+    counted: bool = True
+    size: int = 0
+    mtime_ns: int = 0
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,218 +73,235 @@ class Segment:
         return Segment(**fields)
 
 
+@dataclass(frozen=True, eq=False)
+class Described:
+    """A segment, and where its frames are.
+
+    table   for each frame the row of its positions and of its forces (source.Header.rows; -1 for no forces);
+            None where segment.counted
+    time    ps since the first frame; None where segment.even, so that frame i is at i * stride_ps
+    """
+
+    segment: Segment
+    table: Int64[np.ndarray, "frame 2"] | None
+    time: Float[np.ndarray, "frame"] | None = None
+
+
 def scan(
     paths: Sequence[str],
     root: Path,
     *,
     molecule: str,
-    length_unit: str,
-    force_unit: str,
+    want_forces: bool = True,
+    length_unit: str | None = None,
+    force_unit: str | None = None,
     stride_ps: float | None = None,
+    temperature_K: float | None = None,
 ) -> tuple[Segment, ...]:
-    """The segments that ``paths`` name, sorted by path; reads no coordinates.
-
-    paths       files, folders or globs, relative to ``root`` or absolute
-    root        the folder that relative paths start from
-    length_unit, force_unit   the units the sources are written in
-    stride_ps   time between frames in ps, for sources that do not state it
-    Raises MissingInput where a path matches nothing or a source lacks its stride; UnreadableFile, which names
-    the file, for one that is truncated, of another format or of another shape; UnknownUnit.
-    """
+    """The segments that ``paths`` name (as in ``find``), sorted by path; arguments and errors as for ``describe``."""
     return tuple(
-        describe(path, molecule=molecule, length_unit=length_unit, force_unit=force_unit, stride_ps=stride_ps)
+        described.segment
         for path in find(paths, root)
+        for described in describe(
+            path,
+            molecule=molecule,
+            want_forces=want_forces,
+            length_unit=length_unit,
+            force_unit=force_unit,
+            stride_ps=stride_ps,
+            temperature_K=temperature_K,
+        )
     )
-
-
-def find(paths: Sequence[str], root: Path) -> tuple[Path, ...]:
-    """The source files that ``paths`` name (as in scan): absolute, sorted, each once, pairs by coordinates.
-
-    Raises MissingInput where a path matches nothing.
-    """
-    found = {path for pattern in paths for path in _matches(pattern, root)}
-    return tuple(sorted(path for path in found if not _is_second_of_pair(path)))
 
 
 def describe(
-    path: Path, *, molecule: str, length_unit: str, force_unit: str, stride_ps: float | None = None
-) -> Segment:
-    """The segment of one source file; arguments and errors as for scan."""
-    units.length_factor(length_unit)
-    units.force_factor(force_unit)
-    kind = FORMATS.get(path.suffix)
-    if kind is None:
-        raise UnreadableFile(f"reading {path}", f"no format known for {path.suffix!r}", f"give {', '.join(FORMATS)}")
-    with explain_read_errors(path):
-        header = _h5_header(path, length_unit, force_unit) if kind == "h5" else _npy_header(path)
-    return Segment(
-        molecule=molecule,
-        path=str(path),
-        format=kind,
-        n_frames=header.n_frames,
-        n_atoms=header.n_atoms,
-        stride_ps=_stride(path, header.stride_ps, stride_ps),
-        temperature_K=header.temperature_K,
-        has_forces=header.has_forces,
-        digest=_digest(path, header.forces_path),
-        length_unit=length_unit,
-        force_unit=force_unit,
-        forces_path=None if header.forces_path is None else str(header.forces_path),
-    )
+    path: Path,
+    *,
+    molecule: str,
+    want_forces: bool = True,
+    forces_path: Path | None = None,
+    length_unit: str | None = None,
+    force_unit: str | None = None,
+    stride_ps: float | None = None,
+    temperature_K: float | None = None,
+) -> tuple[Described, ...]:
+    """The segments of one source file: one, or as many trajectories as it holds. Reads no coordinates.
 
-
-@contextmanager
-def explain_read_errors(path: Path) -> Iterator[None]:
-    """Turn what h5py and numpy say about a bad file into UnreadableFile with the file's name."""
-    try:
-        yield
-    except HpcCgError:
-        raise
-    except FileNotFoundError as error:
-        raise MissingInput(f"reading {path}", "no such file", "restore it, or take it out of the study") from error
-    except PermissionError as error:
-        raise UnreadableFile(f"reading {path}", "no permission to read it", "change its rights") from error
-    except (OSError, KeyError, RuntimeError, EOFError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
-
-
-def check_array(path: Path, name: str, array: Any, n_atoms: int | None = None) -> tuple[int, int]:
-    """Frames and atoms of an array; raises UnreadableFile unless it is (frame, n_atoms, 3) of floats."""
-    shape: tuple[int, ...] = getattr(array, "shape", ())
-    dtype = getattr(array, "dtype", None)
-    whole = len(shape) == 3 and shape[2] == 3 and min(shape) > 0
-    if not whole or n_atoms not in (None, shape[1]) or not np.issubdtype(dtype, np.floating):
-        wanted = f"(frame, {'atom' if n_atoms is None else n_atoms}, 3) of floats"
-        raise _unreadable(path, f"{name} of shape {shape} and type {dtype}, not {wanted}")
-    return int(shape[0]), int(shape[1])
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What the header of a source says."""
-
-    n_frames: int
-    n_atoms: int
-    has_forces: bool
-    stride_ps: float | None = None
-    temperature_K: float | None = None
-    forces_path: Path | None = None
-
-
-def _h5_header(path: Path, length_unit: str, force_unit: str) -> _Header:
-    import h5py  # here, because listing files needs to be quick
-
-    with h5py.File(path, "r") as file:
-        if "positions" not in file:
-            raise _unreadable(path, f"no dataset 'positions' (there is {', '.join(file) or 'nothing'})")
-        n_frames, n_atoms = check_array(path, "positions", file["positions"])
-        if "forces" in file and check_array(path, "forces", file["forces"], n_atoms)[0] != n_frames:
-            raise _unreadable(path, f"{n_frames} frames of positions and {len(file['forces'])} of forces")
-        _check_units(path, file.attrs.get("units", ""), length_unit, force_unit)
-        written = int(file.attrs.get("written", n_frames))
-        if not 0 < written <= n_frames:
-            raise _unreadable(path, f"{written} written frames, as its attribute says, of {n_frames}")
-        return _Header(
-            n_frames=written,
-            n_atoms=n_atoms,
-            has_forces="forces" in file,
-            stride_ps=_number(file.attrs.get("stride_ps")),
-            temperature_K=_number(file.attrs.get("temperature_K")),
-        )
-
-
-def _npy_header(path: Path) -> _Header:
-    if not path.name.endswith(COORDINATES):
-        raise _unreadable(path, f"a name that does not end in {COORDINATES}")
-    n_frames, n_atoms = check_array(path, "coordinates", np.load(path, mmap_mode="r"))
-    beside = path.with_name(path.name.removesuffix(COORDINATES) + FORCES)
-    if not beside.exists():
-        return _Header(n_frames, n_atoms, has_forces=False)
-    with explain_read_errors(beside):
-        n_forces, _ = check_array(beside, "forces", np.load(beside, mmap_mode="r"), n_atoms)
-    if n_forces != n_frames:
-        raise _unreadable(beside, f"{n_forces} frames of forces beside {n_frames} of coordinates")
-    return _Header(n_frames, n_atoms, has_forces=True, forces_path=beside)
-
-
-def _matches(pattern: str, root: Path) -> list[Path]:
-    literal = root / pattern
-    with explain_read_errors(literal):
-        if literal.is_dir():
-            hits = [path for path in literal.iterdir() if path.suffix in FORMATS and not _hidden(path)]
-        elif literal.exists():
-            hits = [literal]
+    want_forces     whether frames without forces are of no use; where no frame has any, has_forces is False
+    forces_path     the file that holds the forces of these frames, where that is another; of an npy pair it is known
+    length_unit, force_unit   needed where neither format nor file states them
+    stride_ps       time between frames, needed where the file does not keep it
+    temperature_K   of the trajectories inside a file that holds several, those made at this temperature are taken;
+                    a file that is one trajectory is described whatever its temperature
+    Raises MissingInput where the file is gone or lacks its stride; UnreadableFile, which names the file, for one that
+    is truncated, of another format or of another shape; UnknownUnit; TemperatureMismatch.
+    """
+    if length_unit:
+        units.length_factor(length_unit)
+    if force_unit:
+        units.force_factor(force_unit)
+    forces_path = (forces_path or forces_beside(path)) if want_forces else None
+    sources = tuple(source for source in (path, forces_path) if source is not None)
+    size, mtime_ns = _stamp(sources)
+    form = format_of(path)
+    if form.name == "npy" and not path.name.endswith(COORDINATES):
+        raise unreadable(path, f"a name that does not end in {COORDINATES}")
+    headers = _at_temperature(path, _headers(form, path), temperature_K)
+    second = None if forces_path is None else (forces_path, format_of(forces_path))
+    second_headers = None if second is None else _headers(second[1], second[0])
+    digest = _digest(sources)
+    found = []
+    for header in headers:
+        if second is None or second_headers is None:
+            frames = usable.in_one_file(path, header, want_forces)
+            stated_force_unit = header.force_unit
         else:
-            # Only what was typed is a pattern: brackets in the name of the root mean themselves.
-            start = Path(Path(pattern).anchor) if Path(pattern).is_absolute() else root
-            typed = str(Path(pattern).relative_to(start)) if start is not root else pattern
-            hits = [path for path in start.glob(typed) if path.is_file() and not _hidden(path)]
-        # A link keeps its own name: archives link to stores whose names say nothing of the format.
-        hits = [path.parent.resolve() / path.name for path in hits]
-    if not hits:
-        raise MissingInput(
-            f"trajectories at {pattern!r}",
-            f"nothing there (looked from {root})",
-            f"name files ({', '.join(FORMATS)}), a folder that holds some, or a glob",
+            forces = _of_same_place(second[0], second_headers, header.inside)
+            as_positions = second[1].name in FORCES_AS_POSITIONS
+            frames = usable.in_two_files(path, header, second[0], forces, as_positions)
+            stated_force_unit = forces.force_unit
+        spacing = usable.spacing(path, frames, header.stride_ps, stride_ps, form.name not in MADE_UP_TIMES)
+        stated_length_unit = _unit(path, "length", header.length_unit, length_unit)
+        segment = Segment(
+            molecule=molecule,
+            path=str(path),
+            format=form.name,
+            n_frames=len(frames.rows),
+            n_atoms=header.n_atoms,
+            stride_ps=spacing.stride_ps,
+            temperature_K=header.temperature_K,
+            has_forces=frames.has_forces,
+            digest=files.digest([digest, header.inside]) if header.inside else digest,
+            length_unit=stated_length_unit,
+            force_unit=_unit(path, "force", stated_force_unit, force_unit) if frames.has_forces else stated_force_unit,
+            forces_path=None if forces_path is None else str(forces_path),
+            inside=header.inside,
+            even=spacing.even,
+            counted=frames.counted,
+            size=size,
+            mtime_ns=mtime_ns,
+            note="; ".join(note for note in (*frames.notes, spacing.note) if note),
         )
-    return hits
+        time = None if spacing.even or frames.time is None else (frames.time - frames.time[0]).astype(np.float64)
+        found.append(Described(segment, None if frames.counted else frames.rows, time))
+    return tuple(found)
 
 
-def files_of(source: Path) -> tuple[Path, ...]:
-    """The files that one source of ``find`` consists of: itself, and the forces beside coordinates."""
-    beside = source.with_name(source.name.removesuffix(COORDINATES) + FORCES)
-    return (source, beside) if source.name.endswith(COORDINATES) and beside.exists() else (source,)
+def check_unchanged(segment: Segment) -> None:
+    """Raises ChangedFile where a source is not the one described any more, MissingInput where it is gone.
+
+    One look at size and time of change; only where they differ is the digest taken again.
+    """
+    sources = tuple(Path(path) for path in (segment.path, segment.forces_path) if path is not None)
+    if _stamp(sources) == (segment.size, segment.mtime_ns):
+        return
+    digest = _digest(sources)
+    if segment.digest != (files.digest([digest, segment.inside]) if segment.inside else digest):
+        raise ChangedFile(
+            f"reading {' and '.join(map(str, sources))}",
+            "another content than when it was indexed",
+            "the file changed after the scan: run prepare again",
+        )
 
 
-def _hidden(path: Path) -> bool:
-    return path.name.startswith(".")
+def force_scale_warning(forces: Float[np.ndarray, "frame atom 3"]) -> str | None:
+    """A sentence where forces in kJ/mol/nm are of a size that only a wrong unit explains; None where they may be right.
+
+    At 300 K the root mean square per atom and axis is 670 to 930 kJ/mol/nm in alanine dipeptide, chignolin, a peptide
+    in explicit solvent and flexible water, and 1,130 for mapped forces of backbone beads. Bonds of other stiffness,
+    other temperatures and united atoms move it by a factor of two or so. Taking kcal for kJ (4.184) therefore overlaps
+    with what is right and is not always seen; only what lies outside 150 to 3,000 is spoken of, which catches every
+    confusion of nm and Angstrom (10) and of both at once (41.84).
+    """
+    rms = float(np.sqrt(np.nanmean(np.square(forces, dtype=np.float64)))) if forces.size else np.nan
+    if not np.isfinite(rms) or USUAL_FORCES[0] <= rms <= USUAL_FORCES[1]:
+        return None
+    said = f"forces are {rms:.3g} kJ/mol/nm per atom and axis, where some {USUAL_FORCE:g} are usual"
+    if rms == 0.0:
+        return f"{said}: they are all zero"
+    ratio = USUAL_FORCE / rms
+    factor = min(CONFUSED, key=lambda known: abs(np.log(max(ratio, 1 / ratio) / known)))
+    if not USUAL_FORCES[0] <= rms * (factor if ratio > 1 else 1 / factor) <= USUAL_FORCES[1]:
+        return f"{said}: no unit known here explains that"
+    true, declared = CONFUSED[factor] if ratio > 1 else CONFUSED[factor][::-1]
+    size = "small" if ratio > 1 else "large"
+    return f"{said}: {factor:g} times too {size}, as if numbers in {true} were declared as {declared}"
 
 
-def _is_second_of_pair(path: Path) -> bool:
-    first = path.with_name(path.name.removesuffix(FORCES) + COORDINATES)
-    return path.name.endswith(FORCES) and first.exists()
+USUAL_FORCE = 800.0
+USUAL_FORCES = (150.0, 3000.0)
+"""Root mean square of atomic forces in kJ/mol/nm: what is common, and between what it may well be right."""
+
+CONFUSED = {
+    41.84: ("kcal/mol/angstrom", "kJ/mol/nm"),
+    10.0: ("kJ/mol/angstrom", "kJ/mol/nm"),
+    4.184: ("kcal/mol/angstrom", "kJ/mol/angstrom"),
+}
+"""Factor by which forces come out too small where the first unit is taken for the second."""
 
 
-def _digest(path: Path, forces_path: Path | None) -> str:
-    with explain_read_errors(path):
-        parts = [files.digest_file(part) for part in (path, forces_path) if part is not None]
+def _headers(form: Format, path: Path) -> tuple[Header, ...]:
+    try:
+        with explain_read_errors(path):
+            headers = form.headers(path)
+    except UnknownUnit as error:
+        raise UnknownUnit(f"reading {path}", f"{error.asked} given as {error.found}", error.change) from error
+    if not headers:
+        raise unreadable(path, "no trajectory in it")
+    return headers
+
+
+def _at_temperature(path: Path, headers: tuple[Header, ...], temperature_K: float | None) -> tuple[Header, ...]:
+    """Of several trajectories, those made at a temperature or at none that is known. Raises TemperatureMismatch."""
+    if temperature_K is None or len(headers) == 1:
+        return headers
+    kept = tuple(h for h in headers if h.temperature_K is None or abs(h.temperature_K - temperature_K) <= 0.5)
+    if not kept:
+        made_at = sorted({h.temperature_K for h in headers if h.temperature_K is not None})
+        raise TemperatureMismatch(
+            f"trajectories at {temperature_K:g} K in {path}",
+            f"only such at {', '.join(f'{temperature:g}' for temperature in made_at)} K",
+            "set study.temperature_K to one of them, or choose other files",
+        )
+    return kept
+
+
+def _of_same_place(path: Path, headers: tuple[Header, ...], inside: str) -> Header:
+    same = [header for header in headers if header.inside == inside]
+    if not same:
+        raise unreadable(path, f"no trajectory at {inside or 'the top'!r}, where its positions lie in the other file")
+    return same[0]
+
+
+def _unit(path: Path, quantity: str, stated: str | None, asked: str | None) -> str:
+    """The unit of a source: what it states, else what the study states; raises UnknownUnit where they differ."""
+    if stated and asked and stated != asked:
+        raise UnknownUnit(
+            f"reading {path} in {asked}", f"the unit {stated} in the file", f"write {stated} in the study"
+        )
+    unit = stated or asked
+    if not unit:
+        known = units.LENGTH if quantity == "length" else units.FORCE
+        raise UnknownUnit(
+            f"the {quantity} unit of {path}",
+            "none stated in the file or in the study",
+            f"state prepare.{quantity}_unit, one of {', '.join(known)}",
+        )
+    return unit
+
+
+def _stamp(sources: tuple[Path, ...]) -> tuple[int, int]:
+    """Sizes and times of change, each summed: neither file can change unseen."""
+    looked_at = []
+    for source in sources:
+        with explain_read_errors(source):
+            looked_at.append(source.stat())
+    return sum(found.st_size for found in looked_at), sum(found.st_mtime_ns for found in looked_at)
+
+
+def _digest(sources: tuple[Path, ...]) -> str:
+    parts = []
+    for source in sources:
+        with explain_read_errors(source):
+            parts.append(files.digest_file(source))
     return parts[0] if len(parts) == 1 else files.digest(parts)
-
-
-def _stride(path: Path, stated: float | None, asked: float | None) -> float:
-    stride = stated if stated is not None else asked
-    if stride is None:
-        raise MissingInput(
-            f"the time between frames of {path}",
-            "no attribute stride_ps in the file",
-            "state stride_ps in the study",
-        )
-    if asked is not None and not np.isclose(asked, stride):
-        raise UnreadableFile(
-            f"reading {path} with {asked} ps between frames",
-            f"{stride} ps in the file",
-            "correct stride_ps in the study",
-        )
-    return float(stride)
-
-
-def _check_units(path: Path, stated: Any, length_unit: str, force_unit: str) -> None:
-    """A file that states its units must state the ones the study names."""
-    text = stated.decode() if isinstance(stated, bytes) else str(stated)
-    words = [word.strip() for word in text.split(",")]
-    for asked, known in ((length_unit, units.LENGTH), (force_unit, units.FORCE)):
-        told = [word for word in words if word in known]
-        if told and asked not in told:
-            raise UnknownUnit(
-                f"reading {path} in {asked}",
-                f"the unit {told[0]} in the file",
-                f"write {told[0]} in the study",
-            )
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _unreadable(path: Path, found: str) -> UnreadableFile:
-    return UnreadableFile(f"reading {path}", found, "copy the file again from its source, or take it out of the study")

@@ -12,8 +12,8 @@ import pytest
 def make_h5() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """Write an HDF5 source of random numbers with given attributes; return its positions and forces."""
 
-    def make(path: Path, n_frames: int = 30, n_atoms: int = 4, **attributes: object) -> tuple:
-        generator = np.random.default_rng(n_frames)
+    def make(path: Path, n_frames: int = 30, n_atoms: int = 4, seed: int = 0, **attributes: object) -> tuple:
+        generator = np.random.default_rng(n_frames + seed)
         positions, forces = generator.normal(size=(2, n_frames, n_atoms, 3)).astype(np.float32)
         with h5py.File(path, "w") as file:
             file.create_dataset("positions", data=positions, chunks=(7, n_atoms, 3), compression="gzip")

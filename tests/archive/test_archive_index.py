@@ -1,6 +1,7 @@
 """The index finds what is there, says what it found, and names the file that is at fault."""
 
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpc_cg.archive import index
-from hpc_cg.errors import MissingInput, UnknownUnit, UnreadableFile
+from hpc_cg.errors import ChangedFile, MissingInput, UnknownUnit, UnreadableFile
 
 NM = {"molecule": "ala2", "length_unit": "nm", "force_unit": "kJ/mol/nm"}
 ANGSTROM = {"molecule": "ala2", "length_unit": "angstrom", "force_unit": "kcal/mol/angstrom"}
@@ -135,7 +136,7 @@ def test_wrong_shapes_are_refused_with_the_shape(tmp_path, make_npy):
     with h5py.File(tmp_path / "uneven.h5", "w") as file:
         file["positions"], file["forces"] = np.zeros((10, 4, 3)), np.zeros((10, 3, 3))
     with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["coordinates"] = np.zeros((10, 4, 3))
+        file["velocities"] = np.zeros((10, 4, 3))
     with h5py.File(tmp_path / "whole_numbers.h5", "w") as file:
         file["positions"] = np.zeros((10, 4, 3), dtype=int)
     _, forces = make_npy(tmp_path, "ala2")
@@ -143,7 +144,7 @@ def test_wrong_shapes_are_refused_with_the_shape(tmp_path, make_npy):
     for name, said in (
         ("flat.h5", r"\(10, 12\)"),
         ("uneven.h5", r"\(10, 3, 3\)"),
-        ("other.h5", "coordinates"),
+        ("other.h5", "velocities"),
         ("whole_numbers.h5", "int64"),
         ("ala2_coordinates.npy", "19 frames"),
     ):
@@ -156,3 +157,144 @@ def test_real_archive_is_indexed(data_folder):
     segments = index.scan(["ala2_all_atom"], data_folder, **NM)
     assert [Path(s.path).name for s in segments] == ["300K_1.h5", "300K_2.h5", "300K_3.h5"]
     assert {(s.n_frames, s.n_atoms, s.stride_ps, s.temperature_K) for s in segments} == {(20000, 22, 0.5, 300.0)}
+
+
+def save(path, n_frames=12, n_atoms=3, seed=0, **arrays):
+    """A npz source of random frames, with whatever else it is to hold."""
+    positions = np.random.default_rng(seed).normal(size=(n_frames, n_atoms, 3)).astype(np.float32)
+    np.savez(path, positions=positions, **arrays)
+    return positions
+
+
+def described(path, **options):
+    (found,) = index.describe(path, **{**NM, **options})
+    return found
+
+
+def test_forces_alone_named_in_the_study_are_refused_beside_their_coordinates_left_to_them(tmp_path, make_npy):
+    make_npy(tmp_path, "ala2")
+    assert [path.name for path in index.find(["."], tmp_path)] == ["ala2_coordinates.npy"]
+    with pytest.raises(UnreadableFile, match="ala2_forces"):
+        index.scan(["ala2_forces.npy"], tmp_path, stride_ps=1.0, **NM)
+
+
+def test_units_are_stated_by_the_study_or_the_file(tmp_path):
+    save(tmp_path / "a.npz", forces=np.ones((12, 3, 3), np.float32))
+    with pytest.raises(UnknownUnit, match=r"State prepare\.length_unit, one of nm, angstrom"):
+        index.describe(tmp_path / "a.npz", molecule="m", stride_ps=1.0)
+    with pytest.raises(UnknownUnit, match=r"State prepare\.force_unit"):
+        index.describe(tmp_path / "a.npz", molecule="m", stride_ps=1.0, length_unit="nm")
+    (found,) = index.describe(tmp_path / "a.npz", molecule="m", stride_ps=1.0, length_unit="nm", want_forces=False)
+    assert found.segment.force_unit is None and not found.segment.has_forces
+
+
+def test_where_no_frame_has_forces_all_frames_are_counted_and_it_is_said(tmp_path):
+    save(tmp_path / "a.npz")
+    segment = described(tmp_path / "a.npz", stride_ps=1.0).segment
+    assert (segment.n_frames, segment.has_forces, segment.counted) == (12, False, True)
+
+
+def test_uneven_times_give_their_median_and_are_called_uneven(tmp_path):
+    time = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20.0])
+    save(tmp_path / "a.npz", time=time)
+    found = described(tmp_path / "a.npz")
+    assert (found.segment.stride_ps, found.segment.even) == (1.0, False)
+    np.testing.assert_array_equal(found.time, time)
+    save(tmp_path / "b.npz", time=(1e6 + 0.1 * np.arange(12)).astype(np.float32))
+    assert described(tmp_path / "b.npz").segment.even  # what single precision leaves of the time
+    assert described(tmp_path / "b.npz").time is None
+
+
+def test_times_that_are_no_numbers_or_stand_still_are_not_believed(tmp_path):
+    save(tmp_path / "a.npz", time=np.full(12, np.nan))
+    with pytest.raises(UnreadableFile, match="no numbers"):
+        described(tmp_path / "a.npz")
+    save(tmp_path / "b.npz", time=np.zeros(12), step=np.zeros(12, int))
+    with pytest.raises(MissingInput, match="stride_ps"):
+        described(tmp_path / "b.npz")
+    assert described(tmp_path / "b.npz", stride_ps=2.0).segment.n_frames == 12
+    save(tmp_path / "c.npz", time=-np.arange(12.0), step=np.arange(12))
+    with pytest.raises(UnreadableFile, match="do not grow"):
+        described(tmp_path / "c.npz")
+
+
+def test_of_steps_that_come_twice_the_later_frame_is_kept(tmp_path):
+    step = np.array([0, 10, 20, 30, 40, 20, 30, 40, 50, 60, 70, 80])
+    save(tmp_path / "a.npz", step=step, time=step * 0.5)
+    found = described(tmp_path / "a.npz")
+    np.testing.assert_array_equal(found.table[:, 0], [0, 1, 5, 6, 7, 8, 9, 10, 11])
+    assert (found.segment.n_frames, found.segment.stride_ps, found.segment.even) == (9, 5.0, True)
+    assert "3 frames come again later" in found.segment.note and not found.segment.counted
+
+
+def test_forces_in_a_second_file_are_matched_by_step(tmp_path):
+    step = np.arange(12) * 10
+    save(tmp_path / "x.npz", step=step, time=step * 1.0)
+    np.savez(tmp_path / "f.npz", forces=np.ones((6, 3, 3), np.float32), step=step[1::2], time=step[1::2] * 1.0)
+    found = described(tmp_path / "x.npz", forces_path=tmp_path / "f.npz")
+    np.testing.assert_array_equal(found.table, np.stack([np.arange(1, 12, 2), np.arange(6)], axis=1))
+    assert found.segment.stride_ps == 20.0 and found.segment.forces_path == str(tmp_path / "f.npz")
+    assert "6 frames without forces in f.npz" in found.segment.note
+
+
+def test_where_no_steps_are_kept_times_match_and_numbers_last(tmp_path):
+    save(tmp_path / "x.npz", time=np.arange(12.0))
+    forces = np.ones((12, 3, 3), np.float32)
+    np.savez(tmp_path / "f.npz", forces=forces[:6], time=np.arange(0, 12, 2) + 1e-7)
+    found = described(tmp_path / "x.npz", forces_path=tmp_path / "f.npz")
+    np.testing.assert_array_equal(found.table, np.stack([np.arange(0, 12, 2), np.arange(6)], axis=1))
+    np.savez(tmp_path / "g.npz", forces=forces)
+    assert described(tmp_path / "x.npz", forces_path=tmp_path / "g.npz").table is None
+    np.savez(tmp_path / "h.npz", forces=forces[:-1])
+    with pytest.raises(UnreadableFile, match=r"h\.npz.*11 frames"):
+        described(tmp_path / "x.npz", forces_path=tmp_path / "h.npz")
+    np.savez(tmp_path / "i.npz", forces=forces, time=np.arange(12) + 100.5)
+    with pytest.raises(UnreadableFile, match="no times in common"):
+        described(tmp_path / "x.npz", forces_path=tmp_path / "i.npz")
+    np.savez(tmp_path / "j.npz", forces=forces[:, :2])
+    with pytest.raises(UnreadableFile, match="2 atoms beside 3"):
+        described(tmp_path / "x.npz", forces_path=tmp_path / "j.npz")
+
+
+def test_a_file_that_was_only_touched_is_unchanged_and_another_content_is_not(tmp_path):
+    save(tmp_path / "a.npz", seed=0)
+    segment = described(tmp_path / "a.npz", stride_ps=1.0).segment
+    index.check_unchanged(segment)
+    os.utime(tmp_path / "a.npz", ns=(1, 1))
+    index.check_unchanged(segment)
+    save(tmp_path / "a.npz", seed=1)
+    assert (tmp_path / "a.npz").stat().st_size == segment.size
+    with pytest.raises(ChangedFile, match=r"a\.npz.*run prepare again"):
+        index.check_unchanged(segment)
+    (tmp_path / "a.npz").unlink()
+    with pytest.raises(MissingInput, match=r"a\.npz"):
+        index.check_unchanged(segment)
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (1, None),
+        (4.184, None),
+        (1 / 4.184, None),
+        (1 / 41.84, "41.84 times too small, as if numbers in kcal/mol/angstrom were declared as kJ/mol/nm"),
+        (41.84, "41.84 times too large, as if numbers in kJ/mol/nm were declared as kcal/mol/angstrom"),
+        (0.1, "10 times too small"),
+        (10, "10 times too large"),
+        (0, "all zero"),
+        (1e6, "no unit known here"),
+    ],
+)
+def test_forces_of_impossible_size_are_spoken_of_and_others_are_not(factor, said):
+    forces = np.random.default_rng(0).normal(0, 700 * factor, (50, 20, 3)).astype(np.float32)
+    found = index.force_scale_warning(forces)
+    assert found is None if said is None else said in found
+
+
+@pytest.mark.data
+def test_many_small_trajectories_are_indexed(data_folder):
+    segments = index.scan(["ala2_seeded"], data_folder, molecule="ala2")
+    assert len(segments) == 80
+    assert {(s.format, s.n_frames, s.n_atoms, s.stride_ps, s.even, s.has_forces) for s in segments} == {
+        ("trr", 300, 22, 0.5, True, True)
+    }
