@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import combinations
 
 
@@ -36,7 +37,7 @@ class BeadSystem:
     def n_beads(self) -> int:
         return len(self.types)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Short hash of everything above."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]

@@ -27,12 +27,23 @@ class AtomFrames:
         return len(self.positions)
 
     @property
+    def n_atoms(self) -> int:
+        return self.positions.shape[1]
+
+    @property
     def finite(self) -> np.ndarray:
         """Which frames hold numbers only; shape (frame,), bool."""
-        good = np.isfinite(self.positions).all(axis=(1, 2))
-        if self.forces is not None:
-            good &= np.isfinite(self.forces).all(axis=(1, 2))
-        return good
+        good = _finite(self.positions)
+        return good if self.forces is None else good & _finite(self.forces)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Which frames are numbers only. A sum that is a number has only such terms, and a sum is quickly made."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        good = np.isfinite(values.reshape(len(values), -1).sum(axis=1))
+    suspect = np.flatnonzero(~good)
+    good[suspect] = np.isfinite(values[suspect]).all(axis=(1, 2))
+    return good
 
 
 @dataclass(frozen=True)

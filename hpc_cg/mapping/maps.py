@@ -7,35 +7,28 @@ Ciccotti, Kapral & Vanden-Eijnden, ChemPhysChem 6, 1809 (2005), doi 10.1002/cphc
 Krämer et al., J. Phys. Chem. Lett. 14, 3970 (2023), doi 10.1021/acs.jpclett.3c00444.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import mdtraj
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 
 from hpc_cg.beads import BeadSystem, bead_system
-from hpc_cg.errors import MissingInput, UnknownBeads, UnreadableFile
+from hpc_cg.errors import UnknownBeads
 from hpc_cg.files import digest_bytes
+from hpc_cg.mapping import presets
+from hpc_cg.mapping.bonds import bonds_of, impropers_of
+from hpc_cg.mapping.linear import Product
+from hpc_cg.mapping.topology import load_topology as load_topology
+from hpc_cg.mapping.types import types_of
 
-ALANINE_SIX = (("ACE", "C"), ("ALA", "N"), ("ALA", "CA"), ("ALA", "CB"), ("ALA", "C"), ("NME", "N"))
-ALANINE = {
-    "alanine-six": ALANINE_SIX,
-    "alanine-five": tuple(place for place in ALANINE_SIX if place[1] != "CB"),
-}
-PRESETS = (*ALANINE, "calpha")
-"""Names that slice_map knows."""
-
-MASSES = {"H": 1.008, "C": 12.011, "N": 14.007, "O": 15.999, "S": 32.06}
-"""Masses of the elements a bead may be, u."""
-
-AMINO_ACIDS = (
-    "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split()  # noqa: SIM905
-)
-"""Residues in the order of the types that a Cα bead takes."""
+KINDS = (*presets.ALANINE, *presets.SIMPLE, "selections", "matrix", "identity")
+"""Maps that MapChoice.kind can name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +44,21 @@ class CGMap:
     force: Float[np.ndarray, "bead atom"]
     system: BeadSystem
 
-    def apply_positions(self, positions: Float[np.ndarray, "*frame atom 3"]) -> Float[np.ndarray, "*frame bead 3"]:
-        """Bead positions R = C r in nm, summed in float64; any number of leading axes."""
-        return _apply(self.coordinate, positions)
+    def apply_positions(self, positions: Float[np.ndarray, "*frame atom 3"]) -> Float64[np.ndarray, "*frame bead 3"]:
+        """Bead positions R = C r in nm, summed in float64; a frame gives the same bits in whatever block it comes."""
+        return self._positions(positions)
 
-    def apply_forces(self, forces: Float[np.ndarray, "*frame atom 3"]) -> Float[np.ndarray, "*frame bead 3"]:
-        """Mapped forces F = B f in kJ/mol/nm, summed in float64; any number of leading axes."""
-        return _apply(self.force, forces)
+    def apply_forces(self, forces: Float[np.ndarray, "*frame atom 3"]) -> Float64[np.ndarray, "*frame bead 3"]:
+        """Mapped forces F = B f in kJ/mol/nm, summed in float64; a frame gives the same bits in whatever block."""
+        return self._forces(forces)
+
+    @cached_property
+    def _positions(self) -> Product:
+        return Product.of(self.coordinate)
+
+    @cached_property
+    def _forces(self) -> Product:
+        return Product.of(self.force)
 
     @property
     def n_beads(self) -> int:
@@ -89,61 +90,89 @@ class CGMap:
         return CGMap(arrays["coordinate"], arrays["force"], system)
 
 
-def load_topology(path: Path) -> mdtraj.Topology:
-    """The topology in a PDB file or any other that mdtraj reads; raises MissingInput, UnreadableFile."""
-    if not path.is_file():
-        raise MissingInput("the topology", f"no file {path}", "name the PDB file of the molecule")
-    try:
-        topology = mdtraj.load_topology(str(path))
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UnreadableFile(
-            f"reading the topology {path}",
-            f"{type(error).__name__}: {error}",
-            "name a PDB file that mdtraj reads",
-        ) from error
-    if topology.n_atoms == 0:
-        raise UnreadableFile(f"reading the topology {path}", "no atoms", "name the PDB file of the molecule")
-    return topology
+def needed_atoms(cg_map: CGMap) -> Int64[np.ndarray, "atom"]:
+    """Atoms, ascending, that either matrix looks at."""
+    return np.flatnonzero((cg_map.coordinate != 0).any(axis=0) | (cg_map.force != 0).any(axis=0)).astype(np.int64)
 
 
-def slice_map(topology: mdtraj.Topology, preset: str) -> tuple[Float[np.ndarray, "bead atom"], BeadSystem]:
-    """The coordinate matrix that picks one atom per bead, and the beads it gives.
+def restricted(cg_map: CGMap, atoms: Int64[np.ndarray, "atom"]) -> CGMap:
+    """The map of frames that hold only ``atoms``, in that order; those must be all that the map needs."""
+    assert np.isin(needed_atoms(cg_map), atoms).all(), "atoms left out that the map needs"
+    return CGMap(cg_map.coordinate[:, atoms], cg_map.force[:, atoms], cg_map.system)
 
-    preset   "alanine-six"    C of ACE; N, CA, CB, C of ALA; N of NME; every bead a type of its own
-             "alanine-five"   the same without CB
-             "calpha"         CA of every amino acid, typed by residue, bonded along each chain
-    Bonds, except of "calpha", are the topology's. A centre of three other beads N, C, CB gives an improper
-    (CA, N, C, CB). Raises UnknownBeads for an atom that is not there or a preset that is not known.
+
+@dataclass(frozen=True)
+class MapChoice:
+    """Which map a person asks for.
+
+    kind          "alanine-six"   C of ACE; N, CA, CB, C of ALA; N of NME
+                  "alanine-five"  the same without CB
+                  "calpha"        CA of every amino acid
+                  "five-bead"     N, CA, CB, C, O of every amino acid (no CB in glycine)
+                  "backbone"      N, CA, C of every amino acid; C of ACE, N of NME
+                  "heavy"         every atom but hydrogen
+                  "com"           the centre of mass of every residue
+                  "selections"    the centre of mass of each of ``selections`` (mdtraj's language)
+                  "matrix"        the matrix (bead, atom) in ``matrix_file``: npy, npz or text, rows that sum to 1
+                  "identity"      the atoms are beads already, called ``beads``
+    bead_types    which beads share parameters: "residue" (by amino acid, and by atom where a residue has several),
+                  "residue-termini" (likewise, the ends of each chain apart), "element", "unique" (none share);
+                  "" is "residue" for calpha, com and heavy, the types of CGSchNet for five-bead and backbone (amino
+                  acid on CB, on CA where there is no CB; N, CA, C, O), "unique" for the others
     """
-    if preset == "calpha":
-        return _calpha_map(topology)
-    if preset not in ALANINE:
-        raise UnknownBeads(f"the map {preset!r}", "no such preset", f"use one of {', '.join(PRESETS)}")
-    atoms = [_atom(topology, residue, name) for residue, name in ALANINE[preset]]
-    bead = {atom.index: i for i, atom in enumerate(atoms)}
-    bonds = [(bead[a.index], bead[b.index]) for a, b in topology.bonds if a.index in bead and b.index in bead]
-    places = {name: i for i, (_, name) in enumerate(ALANINE[preset]) if name in ("CA", "CB")}
-    impropers = [(places["CA"], places["CA"] - 1, places["CB"] + 1, places["CB"])] if "CB" in places else []
-    system = bead_system(_labels(atoms), range(len(atoms)), [_mass(atom) for atom in atoms], bonds, impropers)
-    return _selection(topology, atoms), system
+
+    kind: str
+    beads: tuple[str, ...] = ()
+    selections: tuple[str, ...] = ()
+    matrix_file: Path | None = None
+    bead_types: str = ""
 
 
-def identity_map(names: Sequence[str]) -> tuple[Float[np.ndarray, "bead atom"], BeadSystem]:
+def coordinate_map(
+    topology: mdtraj.Topology | None, choice: MapChoice
+) -> tuple[Float64[np.ndarray, "bead atom"], BeadSystem]:
+    """The coordinate matrix C of the map that is asked for, and its beads; no topology for "identity".
+
+    A bead that is one atom has that atom's mass, a centre the mass of all its atoms. Bonds are derived as ``bonds``
+    says. Raises UnknownBeads for atoms, residues or bonds that are not there, InvalidMap for a matrix that is no map.
+    """
+    if choice.kind == "identity":
+        if choice.bead_types not in ("", "unique"):
+            raise UnknownBeads(f"bead types by {choice.bead_types}", "beads given by name", 'set bead_types = "unique"')
+        return identity_map(choice.beads)
+    if choice.kind not in KINDS:
+        raise UnknownBeads(f"the map {choice.kind!r}", "no such map", f"use one of {', '.join(KINDS)}")
+    assert topology is not None, "only beads given by name need no topology"
+    beads = _beads(topology, choice)
+    matrix = np.zeros((len(beads), topology.n_atoms))
+    for row, bead in zip(matrix, beads, strict=True):
+        row[list(bead.atoms)] = bead.weights
+    system = bead_system(
+        _distinct(topology, beads),
+        types_of(topology, beads, choice.kind, choice.bead_types),
+        [sum(presets.mass(topology.atom(atom)) for atom in bead.atoms) for bead in beads],
+        bonds_of(topology, beads, choice.kind),
+        impropers_of(topology, beads),
+    )
+    return matrix, system
+
+
+def identity_map(names: Sequence[str]) -> tuple[Float64[np.ndarray, "bead atom"], BeadSystem]:
     """The map of an archive whose atoms are beads already, bonded in the order they stand.
 
     names   atom names along the chain, e.g. C N CA C N; the first letter is the element
     Every bead is a type of its own. CB right after CA branches off, and CA gets an improper (CA, N, C, CB).
-    Raises UnknownBeads for no names and for an element that is not in MASSES.
+    Raises UnknownBeads for no names and for an element that has no mass in ``presets.MASSES``.
     """
     if not names:
         raise UnknownBeads("a map of beads given by name", "no names", "name the beads along the chain")
     plain = [name.rpartition(":")[2] for name in names]
-    unknown = [name for name, atom in zip(names, plain, strict=True) if atom[:1] not in MASSES]
+    unknown = [name for name, atom in zip(names, plain, strict=True) if atom[:1] not in presets.MASSES]
     if unknown:
         raise UnknownBeads(
             f"a map of the beads {' '.join(names)}",
             f"no element for {' '.join(unknown)}",
-            f"begin names with one of {' '.join(MASSES)}",
+            f"begin names with one of {' '.join(presets.MASSES)}",
         )
     chain = [i for i, atom in enumerate(plain) if atom != "CB"]
     bonds = list(pairwise(chain))
@@ -154,44 +183,29 @@ def identity_map(names: Sequence[str]) -> tuple[Float[np.ndarray, "bead atom"], 
             if i > 1 and i + 1 < len(plain):
                 impropers.append((i - 1, i - 2, i + 1, i))
     labels = [name if ":" in name else f"{i + 1}:{name}" for i, name in enumerate(names)]
-    masses = [MASSES[atom[0]] for atom in plain]
+    masses = [presets.MASSES[atom[0]] for atom in plain]
     return np.eye(len(names)), bead_system(labels, range(len(names)), masses, bonds, impropers)
 
 
-def _calpha_map(topology: mdtraj.Topology) -> tuple[Float[np.ndarray, "bead atom"], BeadSystem]:
-    atoms = [atom for atom in topology.atoms if atom.name == "CA" and atom.residue.name in AMINO_ACIDS]
-    if not atoms:
-        there = " ".join(sorted({residue.name for residue in topology.residues}))
-        raise UnknownBeads("the map 'calpha'", f"no CA in the residues {there}", "name the topology of a protein")
-    bonds = [(i, i + 1) for i, (a, b) in enumerate(pairwise(atoms)) if a.residue.chain is b.residue.chain]
-    types = [AMINO_ACIDS.index(atom.residue.name) for atom in atoms]
-    return _selection(topology, atoms), bead_system(_labels(atoms), types, [_mass(a) for a in atoms], bonds)
+def _beads(topology: mdtraj.Topology, choice: MapChoice) -> list[presets.Bead]:
+    if choice.kind in presets.ALANINE:
+        return presets.alanine(topology, choice.kind)
+    if choice.kind == "selections":
+        return presets.selections(topology, choice.selections)
+    if choice.kind == "matrix":
+        return presets.from_matrix(topology, choice.matrix_file)
+    return presets.SIMPLE[choice.kind](topology)
 
 
-def _atom(topology: mdtraj.Topology, residue: str, name: str) -> Any:
-    hits = [atom for atom in topology.atoms if (atom.residue.name, atom.name) == (residue, name)]
-    if len(hits) == 1:
-        return hits[0]
-    there = " ".join(atom.name for atom in topology.atoms if atom.residue.name == residue)
-    residues = " ".join(str(known) for known in topology.residues)
-    found = f"{len(hits)} such atoms in residues {residues} ({residue} holds {there or 'nothing'})"
-    raise UnknownBeads(f"the bead {residue}:{name}", found, "choose the map or the topology that fits")
+def _distinct(topology: mdtraj.Topology, beads: Sequence[presets.Bead]) -> list[str]:
+    """Labels of the beads; with the number of the chain, and then of the bead, before those that are not unique."""
+    labels = [bead.label for bead in beads]
+    for before in (lambda i: f"{topology.atom(beads[i].atoms[0]).residue.chain.index + 1}", lambda i: f"{i + 1}"):
+        often = Counter(labels)
+        labels = [f"{before(i)}/{label}" if often[label] > 1 else label for i, label in enumerate(labels)]
+    return labels
 
 
-def _labels(atoms: Sequence[Any]) -> list[str]:
-    return [f"{atom.residue.name}{atom.residue.resSeq}:{atom.name}" for atom in atoms]
-
-
-def _mass(atom: Any) -> float:
-    return MASSES[atom.element.symbol]
-
-
-def _selection(topology: mdtraj.Topology, atoms: Sequence[Any]) -> Float[np.ndarray, "bead atom"]:
-    matrix = np.zeros((len(atoms), topology.n_atoms))
-    matrix[range(len(atoms)), [atom.index for atom in atoms]] = 1.0
-    return matrix
-
-
-def _apply(matrix: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # frames that are no numbers are found and left out by the caller
-        return np.matmul(matrix.astype(np.float64), vectors.astype(np.float64))
+def slice_map(topology: mdtraj.Topology, preset: str) -> tuple[Float64[np.ndarray, "bead atom"], BeadSystem]:
+    """The map of that name with its own bead types."""
+    return coordinate_map(topology, MapChoice(preset))

@@ -1,74 +1,89 @@
-"""Force maps from streamed second moments: the slice, the uniform and the statistically optimal one.
+"""Force maps from second moments: the slice, the uniform and the statistically optimal one.
 
 Any B with C Bᵀ = 1 and equal weights within rigid groups gives the same mean forces; they differ in noise.
-With one unknown per group (w = K v, K expands groups to atoms) each row of the optimal B solves
+With one unknown per group (B = W Kᵀ, K expands groups to atoms) each row w of the optimal W solves
 
-    min over v of  vᵀ Kᵀ (G / 3T + λ) K v   with  C K v = e_bead,      G = Σ over T frames and 3 axes of f fᵀ
+    min over w of  wᵀ (G / 3T + λ KᵀK) w   with  (C K) w = e_bead,      G = Σ over T frames and 3 axes of g gᵀ
 
-that is the smallest mean square force per frame and axis, plus λ |w|². One factorisation of the KKT matrix
-serves all beads. G adds up over blocks and ranks, so forces are never held together.
+that is the smallest mean square force per frame and axis, plus λ times the squared weights of the atoms. Weighted by
+√(group size) and turned so that the first coordinates span the rows of C K, the constraint fixes those and leaves
+the others free: one Cholesky factorisation serves all beads.
 
 Krämer et al., J. Phys. Chem. Lett. 14, 3970 (2023), eqs. 5-9, doi 10.1021/acs.jpclett.3c00444.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64
-from scipy.linalg import LinAlgError, get_lapack_funcs
+from scipy.linalg import LinAlgError, get_lapack_funcs, solve_triangular
 
-from hpc_cg.errors import BadFrames, FitFailed, InvalidMap, TooFewFrames
-from hpc_cg.mapping.constraints import group_matrix
-
-Groups = Sequence[tuple[int, ...]]
+from hpc_cg.errors import FitFailed, InvalidMap
+from hpc_cg.mapping.moments import ForceMoments, Groups, GroupSum
 
 WORST_CONDITION = 1e-13
-"""Reciprocal condition number of the scaled KKT matrix below which its solution means nothing in float64."""
+"""Reciprocal condition number of the moments on free directions below which a fit means nothing in float64."""
 
 TOLERANCE = 1e-8
 """Largest |C Bᵀ - 1| and largest difference of weights within a rigid group that a map may have."""
 
 
 @dataclass(frozen=True, eq=False)
-class ForceMoments:
-    """Second moments of atomistic forces; ``a + b`` are those of both sets of frames.
+class Constraints:
+    """The turn Q of √(group size)-weighted groups, Q = (what C Bᵀ = 1 fixes | what it leaves free).
 
-    count   frames seen
-    gram    Σ over frames and axes of f fᵀ, (kJ/mol/nm)²
+    fixed    the first coordinates of each row of W (columns here), which every valid map shares; lower triangular
+    The reflections that make up Q are kept as LAPACK gives them: Q itself is never formed.
     """
 
-    count: int
-    gram: Float64[np.ndarray, "atom atom"]
+    fixed: Float64[np.ndarray, "fixed bead"]
+    reflections: Float64[np.ndarray, "group bead"]
+    factors: Float64[np.ndarray, "bead"]
+    root_sizes: Float64[np.ndarray, "group"]
 
     @staticmethod
-    def empty(n_atoms: int) -> "ForceMoments":
-        """Moments of no frames."""
-        return ForceMoments(0, np.zeros((n_atoms, n_atoms)))
-
-    @staticmethod
-    def of(forces: Float[np.ndarray, "frame atom 3"]) -> "ForceMoments":
-        """Moments of forces in kJ/mol/nm, summed in float64; raises BadFrames where those are no numbers."""
-        n_frames, n_atoms = forces.shape[:2]
-        rows = forces.transpose(0, 2, 1).reshape(3 * n_frames, n_atoms).astype(np.float64)
-        if not np.isfinite(rows).all():
-            raise BadFrames("second moments of forces", "forces that are no numbers", "leave those frames out")
-        return ForceMoments(count=n_frames, gram=rows.T @ rows)
-
-    def __add__(self, other: "ForceMoments") -> "ForceMoments":
-        return ForceMoments(self.count + other.count, self.gram + other.gram)
+    def of(coordinate: Float[np.ndarray, "bead atom"], groups: GroupSum) -> "Constraints":
+        """What C Bᵀ = 1 asks of a map that respects the groups; raises InvalidMap where no map can give it."""
+        root = np.sqrt(groups.sizes.astype(np.float64))
+        rows = groups.columns(coordinate) / root
+        n_beads, n_groups = rows.shape
+        if n_beads > n_groups:
+            raise _joined_beads()
+        (geqrf,) = get_lapack_funcs(("geqrf",), (rows,))
+        reflections, factors, _, _ = geqrf(np.asfortranarray(rows.T))
+        upper = np.triu(reflections[:n_beads])
+        diagonal = np.abs(np.diag(upper))
+        if not diagonal.min() > 1e-10 * diagonal.max():
+            raise _joined_beads()
+        fixed = solve_triangular(upper, np.eye(n_beads), trans="T")
+        return Constraints(fixed, reflections, factors, root)
 
     @property
-    def mean(self) -> Float64[np.ndarray, "atom atom"]:
-        """G / 3T, the moments per frame and axis; raises TooFewFrames for none."""
-        if self.count == 0:
-            raise TooFewFrames("a force map", "no frames with forces", "give an archive that holds forces")
-        return self.gram / (3 * self.count)
+    def n_beads(self) -> int:
+        return len(self.fixed)
+
+    def turned(self, mean: Float64[np.ndarray, "group group"]) -> Float64[np.ndarray, "group group"]:
+        """Qᵀ S⁻¹ ``mean`` S⁻¹ Q with S = √size: the moments in the coordinates described above."""
+        scaled = np.asfortranarray(mean / self.root_sizes / self.root_sizes[:, None])
+        return self._reflect("R", "N", self._reflect("L", "T", scaled))
+
+    def weights(self, turned: Float64[np.ndarray, "group bead"]) -> Float64[np.ndarray, "bead group"]:
+        """W, whose rows these are in turned coordinates."""
+        return self._reflect("L", "N", np.asfortranarray(turned)).T / self.root_sizes
+
+    def _reflect(self, side: str, transpose: str, matrix: np.ndarray) -> np.ndarray:
+        (ormqr,) = get_lapack_funcs(("ormqr",), (matrix,))
+        room = 64 * (max(matrix.shape) + 65)  # LAPACK's blocks are of at most 64
+        product, _, info = ormqr(side, transpose, self.reflections, self.factors, matrix, room, overwrite_c=True)
+        assert info == 0, "dormqr refuses its arguments"
+        return product
 
 
 def slice_force_map(coordinate: Float[np.ndarray, "bead atom"]) -> Float64[np.ndarray, "bead atom"]:
     """B = (C Cᵀ)⁻¹ C, the forces on the bead's own atoms; wrong where those are bound rigidly to others."""
     C = coordinate.astype(np.float64)
+    if (np.count_nonzero(C, axis=0) <= 1).all() and C.any(axis=1).all():
+        return C / np.square(C).sum(axis=1, keepdims=True)  # no atom is shared, so C Cᵀ is diagonal
     try:
         return np.linalg.solve(C @ C.T, C)
     except LinAlgError as error:
@@ -77,14 +92,13 @@ def slice_force_map(coordinate: Float[np.ndarray, "bead atom"]) -> Float64[np.nd
 
 def uniform_force_map(coordinate: Float[np.ndarray, "bead atom"], groups: Groups) -> Float64[np.ndarray, "bead atom"]:
     """Equal weights on the atoms of a bead and on all that are bound rigidly to them; raises InvalidMap."""
-    C = coordinate.astype(np.float64)
-    K = group_matrix(groups, C.shape[1])
-    members = ((np.abs(C) @ K > 0) @ K.T > 0).astype(np.float64)
-    own = (C * members).sum(axis=1, keepdims=True)
+    sums = GroupSum(tuple(groups), coordinate.shape[1])
+    members = sums.expand((sums.columns(np.abs(coordinate)) > 0).astype(np.float64))
+    own = (coordinate * members).sum(axis=1, keepdims=True)
     if (np.abs(own) < TOLERANCE).any():
         raise InvalidMap("a uniform force map", "a bead whose weights sum to zero", "correct the coordinate map")
     force_map = members / own
-    check_map(C, force_map, groups)
+    check_map(coordinate, force_map, groups)
     return force_map
 
 
@@ -93,37 +107,38 @@ def optimal_force_map(
 ) -> Float64[np.ndarray, "bead atom"]:
     """The map of least mean square force among those that give the right mean forces (see above).
 
-    groups   rigid groups that cover every atom
-    ridge    λ per frame and axis, (kJ/mol/nm)²: the same value means the same for any number of frames
+    groups    rigid groups that cover every atom
+    moments   of the forces on those groups, in their order
+    ridge     λ per frame and axis, (kJ/mol/nm)²: the same value means the same for any number of frames
     Raises InvalidMap where no such map exists, FitFailed where the frames do not determine it.
     """
-    C = coordinate.astype(np.float64)
-    K = group_matrix(groups, C.shape[1])
-    A = C @ K
-    n_beads, n_groups = A.shape
-    if np.linalg.matrix_rank(A) < n_beads:
-        raise _joined_beads()
-    P = K.T @ moments.mean @ K + ridge * (K.T @ K)
-    # Squared forces are of order 1e6, weights of order 1: unscaled, the condition would tell of units.
-    P = P * (n_groups / np.trace(P)) if np.trace(P) > 0 else P
-    kkt = np.block([[P, A.T], [A, np.zeros((n_beads, n_beads))]])
-    right = np.concatenate([np.zeros((n_groups, n_beads)), np.eye(n_beads)])
-    force_map = (K @ _solve(kkt, right, moments.count)[:n_groups]).T
-    check_map(C, force_map, groups)
+    sums = GroupSum(tuple(groups), coordinate.shape[1])
+    constraints = Constraints.of(coordinate, sums)
+    turned = constraints.turned(moments.mean)
+    n_beads = constraints.n_beads
+    free = _solve(turned[n_beads:, n_beads:], turned[n_beads:, :n_beads] @ constraints.fixed, ridge, moments.count)
+    force_map = sums.expand(constraints.weights(np.concatenate([constraints.fixed, -free])))
+    check_map(coordinate, force_map, groups)
     return force_map
 
 
 def bead_second_moment(
-    force_map: Float[np.ndarray, "bead atom"], moments: ForceMoments
+    force_map: Float[np.ndarray, "bead atom"], groups: Groups, moments: ForceMoments
 ) -> Float64[np.ndarray, "bead bead"]:
-    """B G Bᵀ / 3T: mean product of mapped forces per frame and axis, (kJ/mol/nm)²."""
-    B = force_map.astype(np.float64)
-    return B @ moments.mean @ B.T
+    """⟨F Fᵀ⟩ of mapped forces per frame and axis, (kJ/mol/nm)², from moments of the forces on ``groups``.
+
+    Raises InvalidMap for a map that gives atoms of one group different weights: it needs moments of its own.
+    """
+    _check_groups(force_map, groups)
+    W = force_map[:, [group[0] for group in groups]].astype(np.float64)
+    return W @ moments.mean @ W.T
 
 
-def mean_square(force_map: Float[np.ndarray, "bead atom"], moments: ForceMoments) -> Float64[np.ndarray, "bead"]:
-    """Mean square mapped force of each bead per frame and axis, (kJ/mol/nm)²."""
-    return np.diag(bead_second_moment(force_map, moments)).copy()
+def mean_square(
+    force_map: Float[np.ndarray, "bead atom"], groups: Groups, moments: ForceMoments
+) -> Float64[np.ndarray, "bead"]:
+    """Mean square mapped force of each bead per frame and axis, (kJ/mol/nm)²; raises InvalidMap as above."""
+    return np.diag(bead_second_moment(force_map, groups, moments)).copy()
 
 
 def check_map(
@@ -139,9 +154,14 @@ def check_map(
                 f"bead {other} feels the forces of bead {bead} (C Bᵀ is {product[bead, other]:.3g} there)"
             )
         raise InvalidMap("a force map", f"|C Bᵀ - 1| = {off.max():.3g}", "make C Bᵀ the unit matrix")
+    _check_groups(force_map, groups)
+
+
+def _check_groups(force_map: np.ndarray, groups: Groups) -> None:
     for group in groups:
-        weights = force_map[:, list(group)]
-        if np.ptp(weights, axis=1).max() > TOLERANCE:
+        if len(group) == 1:
+            continue
+        if np.ptp(force_map[:, list(group)], axis=1).max() > TOLERANCE:
             raise InvalidMap(
                 "a force map that respects rigid bonds",
                 f"unequal weights on the atoms {', '.join(str(atom) for atom in group)}, which move as one",
@@ -149,17 +169,23 @@ def check_map(
             )
 
 
-def _solve(kkt: np.ndarray, right: np.ndarray, n_frames: int) -> np.ndarray:
-    factor, estimate, back = get_lapack_funcs(("getrf", "gecon", "getrs"), (kkt,))
-    lu, pivots, info = factor(kkt)
-    condition = estimate(lu, np.abs(kkt).sum(axis=0).max())[0] if info == 0 else 0.0
+def _solve(moments: np.ndarray, right: np.ndarray, ridge: float, count: float) -> np.ndarray:
+    """(moments + ridge)⁻¹ right, refused where float64 cannot tell the answer."""
+    if not len(moments):
+        return right
+    matrix = moments + ridge * np.eye(len(moments))
+    factor, estimate, back = get_lapack_funcs(("potrf", "pocon", "potrs"), (matrix,))
+    norm = np.abs(matrix).sum(axis=0).max()
+    cholesky, info = factor(matrix, lower=True)
+    condition = estimate(cholesky, norm, uplo="L")[0] if info == 0 else 0.0
     if not condition > WORST_CONDITION:
         raise FitFailed(
             "the optimal force map",
-            f"{n_frames} frames that do not determine it (reciprocal condition {condition:.1g})",
+            f"{count:g} frames that do not determine it (reciprocal condition {condition:.1g})",
             "give more frames or a ridge above zero, or use the uniform map",
         )
-    return back(lu, pivots, right)[0]
+    solution: np.ndarray = back(cholesky, right, lower=True)[0]
+    return solution
 
 
 def _joined_beads(found: str = "beads that are bound rigidly to one another") -> InvalidMap:

@@ -1,148 +1,306 @@
-"""One shard of a store, from the segments of an archive: what it consists of, its moments, its mapped frames.
+"""Parts of an archive as work: sampled frames, ranges of frames to fit maps on, shards to map.
 
-A shard is a contiguous range of global frames, segments following one another; it is read in blocks of bounded memory.
-Both functions are pure apart from reading, so a shard is the same whoever makes it.
+Everything here is a function of the archive and of a range of its frames, so a part is the same whoever does it. Frames
+are read in blocks of bounded memory. A frame that is no number, or a file that can no longer be read, is left out and
+said so; a file that has changed since it was indexed is an error.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int64
 
 from hpc_cg.archive import readers
-from hpc_cg.archive.index import Segment
-from hpc_cg.errors import BadFrames
+from hpc_cg.archive.catalogue import Catalogue, Piece
+from hpc_cg.archive.index import force_scale_warning
+from hpc_cg.archive.trail import Trail
+from hpc_cg.archive.weights import FrameWeights
+from hpc_cg.errors import BadFrames, UnreadableFile
 from hpc_cg.frames import AtomFrames
 from hpc_cg.mapping.constraints import DistanceMoments, candidate_pairs
+from hpc_cg.mapping.fitting import Reduction
 from hpc_cg.mapping.maps import CGMap
-from hpc_cg.mapping.optimal import ForceMoments
+from hpc_cg.mapping.moments import FitMoments
+from hpc_cg.mapping.whole import Whole
 from hpc_cg.store.dataset import held_out
 from hpc_cg.store.layout import ShardFrames, StoreSpec
 
-BLOCK_BYTES = 32 << 20
-CONSTRAINT_SAMPLES = 2000
-"""Frames, spread over the whole archive, in which rigid groups are looked for."""
+BLOCK_BYTES = 16 << 20
+"""Bytes of positions, and as many of forces, that are held at once."""
+
+BLOCK_FRAMES = 4096
+RIGID_FRAMES = 200
+"""Frames, spread over the archive, in which rigid groups are looked for; constraints.SAFE_FRAMES would do."""
+
+RIGID_PARTS = 8
+PAIR_FRAMES = 5
+"""Frames, spread over the whole archive, in which atoms near one another are looked for."""
+
+FEWEST_FIT_PARTS, FIT_PARTS, MOST_FIT_PARTS = 10, 64, 1024
+SMALL_FIT_PART, LARGEST_FIT_PART = 2048, 65536
+
+NOT_FINITE = "positions or forces that are no numbers"
+COLLAPSED = "all beads in one place"
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Frames start to stop of one segment, as part of a shard."""
+class Archive:
+    """One molecule's frames, and what is looked at of them.
 
-    segment: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class ShardMoments:
-    """What the fit of the maps needs of a shard: distances of atoms that may be rigid, forces of frames that are
-    trained on and of frames held out (none where the archive has no forces). ``a + b`` is the moments of both.
+    atoms     numbers in the files of the atoms that are looked at, ascending; None for all
+    weights   of the frames
+    trail     where it is written down which file is being read
+    whole     puts the atoms that are looked at next to one another where the cell is periodic
     """
 
-    distances: DistanceMoments
-    train: ForceMoments
-    held_out: ForceMoments
+    catalogue: Catalogue
+    atoms: Int64[np.ndarray, "atom"] | None
+    weights: FrameWeights
+    trail: Trail
+    whole: Whole
 
-    def __add__(self, other: "ShardMoments") -> "ShardMoments":
-        return ShardMoments(self.distances + other.distances, self.train + other.train, self.held_out + other.held_out)
+    @property
+    def n_atoms(self) -> int:
+        """How many atoms are looked at."""
+        return int(self.catalogue.n_atoms_of[0]) if self.atoms is None else len(self.atoms)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The moments as named arrays, to be kept in a file."""
-        return {
-            "pairs": self.distances.pairs,
-            "distance_count": np.asarray(self.distances.count),
-            "distance_mean": self.distances.mean,
-            "distance_m2": self.distances.m2,
-            "train_count": np.asarray(self.train.count),
-            "train_gram": self.train.gram,
-            "held_out_count": np.asarray(self.held_out.count),
-            "held_out_gram": self.held_out.gram,
-        }
-
-    @staticmethod
-    def from_arrays(content: dict[str, np.ndarray]) -> "ShardMoments":
-        names = ("distance_mean", "distance_m2")
-        return ShardMoments(
-            DistanceMoments(content["pairs"], int(content["distance_count"]), *(content[name] for name in names)),
-            ForceMoments(int(content["train_count"]), content["train_gram"]),
-            ForceMoments(int(content["held_out_count"]), content["held_out_gram"]),
-        )
+    def in_file(self, chosen: Int64[np.ndarray, "chosen"]) -> Int64[np.ndarray, "chosen"] | None:
+        """Numbers in the files of some of the atoms that are looked at; None for all atoms of the files."""
+        if self.atoms is not None:
+            return self.atoms[chosen]
+        return None if len(chosen) == self.n_atoms else chosen
 
 
-def pieces_of(lengths: tuple[int, ...], start: int, stop: int) -> tuple[Piece, ...]:
-    """The parts of segments (of the given lengths, one after another) that global frames start to stop fall on."""
-    pieces, first = [], 0
-    for number, length in enumerate(lengths):
-        low, high = max(start, first), min(stop, first + length)
-        if low < high:
-            pieces.append(Piece(number, low - first, high - first))
-        first += length
-    return tuple(pieces)
+@dataclass(frozen=True)
+class Lost:
+    """Frames of one segment that could not be read, and why."""
+
+    piece: Piece
+    reason: str
 
 
-def blocks(segments: Sequence[Segment], spec: StoreSpec, shard: int) -> Iterator[tuple[Piece, AtomFrames]]:
-    """The frames of a shard, read in blocks of bounded memory; raises UnreadableFile."""
-    lengths = tuple(segment.n_frames for segment in segments)
-    for piece in pieces_of(lengths, *spec.frames_of(shard)):
-        segment = segments[piece.segment]
-        step = max(1, BLOCK_BYTES // (24 * segment.n_atoms))
-        for start in range(piece.start, piece.stop, step):
-            stop = min(start + step, piece.stop)
-            yield Piece(piece.segment, start, stop), readers.read(segment, start, stop)
+def blocks(
+    archive: Archive, start: int, stop: int, atoms: Int64[np.ndarray, "atom"] | None, forces: bool
+) -> Iterator[tuple[Piece, AtomFrames] | Lost]:
+    """Global frames start to stop, a block at a time; ``atoms`` are numbers in the files. Raises ChangedFile."""
+    catalogue = archive.catalogue
+    n_atoms = int(catalogue.n_atoms_of[0]) if atoms is None else len(atoms)
+    block_frames = max(1, min(BLOCK_FRAMES, BLOCK_BYTES // (12 * n_atoms)))
+    for piece in catalogue.pieces(start, stop):
+        segment, table, place = catalogue[piece.segment], catalogue.table(piece.segment), piece.start
+        try:
+            with archive.trail.on(segment) as source:
+                for frames in readers.blocks(
+                    source, piece.start, piece.stop, table=table, atoms=atoms, forces=forces, block_frames=block_frames
+                ):
+                    yield Piece(piece.segment, place, place + frames.n_frames), frames
+                    place += frames.n_frames
+        except UnreadableFile as error:
+            yield Lost(Piece(piece.segment, place, piece.stop), str(error))
 
 
-def near_pairs(segments: Sequence[Segment]) -> Int[np.ndarray, "pair 2"]:
-    """Pairs of atoms that may be rigid: those near one another in the first good frame. Raises BadFrames."""
-    frames = readers.read(segments[0], 0, min(segments[0].n_frames, 100))
-    good = np.flatnonzero(frames.finite)
-    if not len(good):
-        raise BadFrames(
-            f"positions and forces from {segments[0].path}",
-            f"no numbers in any of its first {frames.n_frames} frames",
-            "leave that file out, or make it again",
-        )
-    return candidate_pairs(frames.positions[good[0]])
+def spread(n_frames: int, wanted: int) -> Int64[np.ndarray, "frame"]:
+    """Up to ``wanted`` of ``n_frames`` frames, evenly spread."""
+    return np.unique(np.linspace(0, n_frames - 1, min(wanted, n_frames)).astype(np.int64))
 
 
-def measure(segments: Sequence[Segment], spec: StoreSpec, pairs: Int[np.ndarray, "pair 2"], shard: int) -> ShardMoments:
-    """Moments of the good frames of a shard; ``pairs`` are those of ``near_pairs``."""
-    every = max(1, spec.n_frames // CONSTRAINT_SAMPLES)
-    nothing = ForceMoments.empty(segments[0].n_atoms)
-    total = ShardMoments(DistanceMoments.empty(pairs), nothing, nothing)
-    for piece, frames in blocks(segments, spec, shard):
-        index = np.arange(piece.start, piece.stop)
-        good = frames.finite
-        out = held_out(np.full(len(index), piece.segment), index, *spec.held_out)
-        forces = frames.forces if frames.forces is not None else np.zeros_like(frames.positions[:0])
-        sides = (good & ~out, good & out) if len(forces) else (slice(0, 0), slice(0, 0))
-        total = total + ShardMoments(
-            DistanceMoments.of(frames.positions[good & (index % every == 0)], pairs),
-            *(ForceMoments.of(forces[side]) for side in sides),
-        )
+def sampled(archive: Archive, frames: Int64[np.ndarray, "frame"], forces: bool = False) -> Iterator[AtomFrames]:
+    """The given global frames, whole, a segment at a time: those that can be read and are numbers."""
+    for number, within in archive.catalogue.places(frames):
+        segment, table = archive.catalogue[number], archive.catalogue.table(number)
+        try:
+            with archive.trail.on(segment) as source:
+                found = readers.every(source, within, table=table, atoms=archive.atoms, forces=forces)
+        except UnreadableFile:
+            continue  # the pass that maps meets the same file and lists it
+        good = found.finite
+        if good.any():
+            yield AtomFrames(
+                positions=archive.whole.apply(found.positions[good], None if found.cell is None else found.cell[good]),
+                forces=None if found.forces is None else found.forces[good],
+                cell=None,
+                time=found.time[good],
+            )
+
+
+def near_pairs(archive: Archive) -> Int64[np.ndarray, "pair 2"]:
+    """Pairs of atoms that may be rigid: those near one another in any of a few frames. Raises BadFrames."""
+    n_frames = archive.catalogue.n_frames
+    for wanted in (PAIR_FRAMES, RIGID_FRAMES):
+        found = [
+            candidate_pairs(positions)
+            for frames in sampled(archive, spread(n_frames, wanted))
+            for positions in frames.positions[:PAIR_FRAMES]
+        ]
+        if found:
+            return np.unique(np.concatenate(found), axis=0)
+    raise BadFrames(
+        f"positions from {archive.catalogue[0].path} and the files after it",
+        f"no numbers in any of {min(n_frames, RIGID_FRAMES)} frames spread over them",
+        "make the archive again, or take the bad files out of prepare.archive",
+    )
+
+
+def unit_warning(archive: Archive) -> str:
+    """A sentence where the size of the forces speaks for another unit than the one stated; empty otherwise."""
+    found = [frames.forces for frames in sampled(archive, spread(archive.catalogue.n_frames, PAIR_FRAMES), forces=True)]
+    forces = [block for block in found if block is not None]
+    return (force_scale_warning(np.concatenate(forces)) or "") if forces else ""
+
+
+def rigid_parts(n_frames: int) -> tuple[Int64[np.ndarray, "frame"], ...]:
+    """The frames in which rigid groups are looked for, in parts that follow one another."""
+    frames = spread(n_frames, RIGID_FRAMES)
+    return tuple(part for part in np.array_split(frames, min(RIGID_PARTS, len(frames))) if len(part))
+
+
+def distances(
+    archive: Archive, frames: Int64[np.ndarray, "frame"], pairs: Int64[np.ndarray, "pair 2"]
+) -> DistanceMoments:
+    """Moments of the distances of ``pairs`` over the given global frames."""
+    total = DistanceMoments.empty(pairs)
+    for found in sampled(archive, frames):
+        total = total + DistanceMoments.of(found.positions, pairs)
     return total
 
 
-def mapped(
-    segments: Sequence[Segment], spec: StoreSpec, cg_map: CGMap, shard: int
-) -> tuple[ShardFrames, list[dict[str, Any]]]:
+def fit_ranges(n_frames: int, wanted: int) -> tuple[tuple[int, int], ...]:
+    """Ranges of frames to fit maps on: spread over the archive, ``wanted`` frames together (0 for all of them)."""
+    used = n_frames if wanted == 0 else min(wanted, n_frames)
+    few, many = min(FEWEST_FIT_PARTS, used // 64), min(FIT_PARTS, used // SMALL_FIT_PART)
+    count = min(MOST_FIT_PARTS, max(1, few, many, used // LARGEST_FIT_PART))
+    firsts = [n_frames * i // count for i in range(count + 1)]
+    length = -(-used // count)
+    return tuple((start, min(start + length, end)) for start, end in pairwise(firsts))
+
+
+def measure(archive: Archive, rule: tuple[int, int], reduction: Reduction, frames: tuple[int, int]) -> FitMoments:
+    """Weighted moments of the forces of the good frames in a range; ``rule`` says which are held out."""
+    total = reduction.empty
+    for found in blocks(archive, *frames, archive.atoms, forces=True):
+        if isinstance(found, Lost):
+            continue  # the pass that maps meets the same file and lists it
+        piece, block = found
+        assert block.forces is not None, "segments without forces are refused before"
+        weights = archive.weights(piece)
+        used = block.finite & (weights > 0)
+        out = _held_out(piece, rule)
+        total = total + reduction.moments(block.forces, weights, used & ~out, used & out)
+    return total
+
+
+def _held_out(piece: Piece, rule: tuple[int, int]) -> Bool[np.ndarray, "frame"]:
+    index = np.arange(piece.start, piece.stop)
+    return held_out(np.full(len(index), piece.segment), index, *rule)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A map, and what has to be read for it.
+
+    atoms       numbers in the files of the atoms that have a weight in it; None for all atoms of the files
+    forces      the map over these atoms
+    anchors     which of these have a weight in positions
+    positions   the map over the anchors
+    whole       puts the anchors next to one another
+    """
+
+    atoms: Int64[np.ndarray, "atom"] | None
+    forces: CGMap
+    anchors: Int64[np.ndarray, "anchor"]
+    positions: CGMap
+    whole: Whole
+
+
+def mapping_of(archive: Archive, cg_map: CGMap, forces: bool, whole: Callable[[np.ndarray], Whole]) -> Mapping:
+    """What has to be read for ``cg_map``, which is over the atoms that are looked at.
+
+    whole   makes the Whole of some of these atoms
+    """
+    anchors = np.flatnonzero(np.any(cg_map.coordinate != 0, axis=0))
+    pulled = np.any(cg_map.force != 0, axis=0) if forces else np.zeros(cg_map.n_atoms, bool)
+    needed = np.union1d(anchors, np.flatnonzero(pulled))
+    return Mapping(
+        atoms=archive.in_file(needed),
+        forces=_cut(cg_map, needed),
+        anchors=np.searchsorted(needed, anchors),
+        positions=_cut(cg_map, anchors),
+        whole=whole(anchors),
+    )
+
+
+def _cut(cg_map: CGMap, atoms: Int64[np.ndarray, "atom"]) -> CGMap:
+    return CGMap(cg_map.coordinate[:, atoms], cg_map.force[:, atoms], cg_map.system)
+
+
+def mapped(archive: Archive, spec: StoreSpec, mapping: Mapping, shard: int) -> tuple[ShardFrames, list[dict[str, Any]]]:
     """The mapped frames of a shard, and which frames are quarantined and why; those are NaN with weight zero."""
     parts: list[ShardFrames] = []
     quarantine: list[dict[str, Any]] = []
-    for piece, frames in blocks(segments, spec, shard):
+    with_forces = "forces" in spec.arrays
+    for found in blocks(archive, *spec.frames_of(shard), mapping.atoms, with_forces):
+        if isinstance(found, Lost):
+            parts.append(_nothing(found.piece, spec))
+            quarantine.append(_row(archive, found.piece, found.reason, again=True))
+            continue
+        piece, frames = found
         good = frames.finite
-        positions = cg_map.apply_positions(frames.positions)
+        anchors = frames.positions if len(mapping.anchors) == frames.n_atoms else frames.positions[:, mapping.anchors]
+        positions = mapping.positions.apply_positions(mapping.whole.apply(anchors, frames.cell))
+        collapsed = good & _in_one_place(positions)
+        kept = good & ~collapsed
         # centred in double precision: absolute coordinates far from the origin would cost digits
-        positions = positions - positions.mean(axis=1, keepdims=True)
-        index = np.arange(piece.start, piece.stop)
-        kept = good[:, None, None]
-        arrays = {"positions": np.where(kept, positions, np.nan)}
-        if "forces" in spec.arrays:
+        positions -= positions.mean(axis=1, keepdims=True)
+        arrays = {"positions": positions.astype(np.float32)}
+        if with_forces:
             assert frames.forces is not None, "segments without forces are refused before"
-            arrays["forces"] = np.where(kept, cg_map.apply_forces(frames.forces), np.nan)
-        parts.append(ShardFrames(arrays, index, np.full(len(index), piece.segment), good.astype(np.float32)))
-        reason = "positions or forces that are no numbers"
-        path = segments[piece.segment].path
-        quarantine += [{"path": path, "frame": int(frame), "reason": reason} for frame in index[~good]]
+            arrays["forces"] = mapping.forces.apply_forces(frames.forces).astype(np.float32)
+        if not kept.all():
+            arrays = {name: np.where(kept[:, None, None], values, np.nan) for name, values in arrays.items()}
+        weights = np.where(kept, archive.weights(piece), 0).astype(np.float32)
+        index = np.arange(piece.start, piece.stop)
+        parts.append(ShardFrames(arrays, index, np.full(len(index), piece.segment), weights))
+        for frames_of, reason in ((~good, NOT_FINITE), (collapsed, COLLAPSED)):
+            quarantine += [_row(archive, run, reason) for run in _runs(piece, frames_of)]
     return ShardFrames.joined(parts), quarantine
+
+
+def _in_one_place(positions: Float[np.ndarray, "frame bead 3"]) -> Bool[np.ndarray, "frame"]:
+    """Frames in which all of several beads lie in one place, as where a writer left zeros."""
+    found = np.zeros(len(positions), bool)
+    if positions.shape[1] > 1:
+        suspect = np.flatnonzero((positions[:, -1] == positions[:, 0]).all(axis=1))
+        found[suspect] = (positions[suspect] == positions[suspect, :1]).all(axis=(1, 2))
+    return found
+
+
+def _runs(piece: Piece, chosen: Bool[np.ndarray, "frame"]) -> Iterator[Piece]:
+    """The chosen frames of a piece as runs that follow one another."""
+    edges = np.flatnonzero(np.diff(chosen.astype(np.int8), prepend=0, append=0))
+    for low, high in zip(edges[::2], edges[1::2], strict=True):
+        yield Piece(piece.segment, piece.start + int(low), piece.start + int(high))
+
+
+def _row(archive: Archive, piece: Piece, reason: str, again: bool = False) -> dict[str, Any]:
+    """A line of the quarantine; ``again`` where reading may succeed another time."""
+    segment = archive.catalogue[piece.segment]
+    row = {
+        "molecule": segment.molecule,
+        "path": segment.path,
+        "frame": piece.start,
+        "frames": piece.stop - piece.start,
+        "reason": reason,
+    }
+    return row | ({"inside": segment.inside} if segment.inside else {}) | ({"again": True} if again else {})
+
+
+def _nothing(piece: Piece, spec: StoreSpec) -> ShardFrames:
+    n_frames = piece.stop - piece.start
+    empty = np.full((n_frames, spec.system.n_beads, 3), np.nan, np.float32)
+    index = np.arange(piece.start, piece.stop)
+    return ShardFrames(
+        dict.fromkeys(spec.arrays, empty), index, np.full(n_frames, piece.segment), np.zeros(n_frames, np.float32)
+    )

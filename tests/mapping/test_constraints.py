@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hpc_cg.errors import TooFewFrames
+from hpc_cg.mapping import constraints
 from hpc_cg.mapping.constraints import DistanceMoments, candidate_pairs, group_matrix, rigid_groups
 
 
@@ -44,6 +45,16 @@ def test_moments_added_in_pieces_equal_moments_at_once():
     assert total.count == 700
     np.testing.assert_allclose(total.mean, distances.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(total.deviation, distances.std(axis=0), atol=1e-12)
+
+
+def test_moments_do_not_depend_on_how_many_frames_are_looked_at_together(monkeypatch):
+    positions = turned_water(300, 2)
+    pairs = candidate_pairs(positions[0])
+    at_once = DistanceMoments.of(positions, pairs)
+    monkeypatch.setattr(constraints, "BLOCK_BYTES", 10_000)
+    in_pieces = DistanceMoments.of(positions, pairs)
+    np.testing.assert_allclose(in_pieces.mean, at_once.mean, rtol=1e-13)
+    np.testing.assert_allclose(in_pieces.deviation, at_once.deviation, atol=1e-12)
 
 
 def test_no_frames_add_nothing():
@@ -87,3 +98,31 @@ def test_bonds_to_hydrogen_are_the_only_rigid_ones_of_alanine(data_folder):
     assert groups == [(0, 1, 2, 3), (6, 7), (8, 9), (10, 11, 12, 13), (16, 17), (18, 19, 20, 21)]
     deviation = np.sort(moments.deviation)
     assert deviation[11] < 1e-6 and deviation[12] > 1e-3
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["ala2_all_atom/300K_1.h5", "chignolin_all_atom/340K_1.h5"])
+def test_ten_frames_tell_rigid_bonds_from_vibrating_ones(data_folder, name):
+    import h5py
+
+    with h5py.File(data_folder / name) as file:
+        positions = file["positions"][:2500]
+    pairs, n_atoms = candidate_pairs(positions[0]), positions.shape[1]
+    every = rigid_groups(DistanceMoments.of(positions[::10], pairs), n_atoms)
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        few = positions[generator.choice(len(positions), constraints.SAFE_FRAMES, replace=False)]
+        assert rigid_groups(DistanceMoments.of(few, pairs), n_atoms) == every
+
+
+@pytest.mark.data
+def test_rounded_positions_need_a_wider_threshold(data_folder):
+    import h5py
+
+    with h5py.File(data_folder / "chignolin_all_atom" / "340K_1.h5") as file:
+        positions = file["positions"][::25]
+    pairs = candidate_pairs(positions[0])
+    groups = rigid_groups(DistanceMoments.of(positions, pairs), 166)
+    rounded = DistanceMoments.of(np.round(positions, 3), pairs)
+    assert len(rigid_groups(rounded, 166)) == 166
+    assert rigid_groups(rounded, 166, threshold_nm=1e-3) == groups
