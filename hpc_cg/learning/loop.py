@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from hpc_cg.errors import TrainingDiverged
@@ -23,11 +21,12 @@ from hpc_cg.files import write_text
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.learning import checkpoint as checkpoints
 from hpc_cg.learning.distributed import World, check_gradients, sum_gradients
-from hpc_cg.learning.labels import Batch, Labels
+from hpc_cg.learning.feed import Feed, Labelled
 from hpc_cg.learning.loss import ForceErrors, error_sums, errors_of, sum_of_squares
-from hpc_cg.store.dataset import batch_indices
 
 CHECK_FRAMES = 32
+NAMED = 5
+"""Frames of each process that are named when a training fails."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +77,12 @@ class Trainer:
     def __init__(
         self,
         forcefield: ForceField,
-        labels: Labels,
-        train: Int[np.ndarray, "train"],
-        validation: Int[np.ndarray, "validation"],
+        feed: Feed,
         settings: Settings,
         world: World,
         folder: Path,
     ):
-        self.forcefield, self.labels, self.settings, self.world, self.folder = (
-            forcefield,
-            labels,
-            settings,
-            world,
-            folder,
-        )
-        self.train, self.validation = train, validation
+        self.forcefield, self.feed, self.settings, self.world, self.folder = forcefield, feed, settings, world, folder
         self.device = next(forcefield.parameters()).device
         self.parameters = [p for p in forcefield.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -136,12 +126,15 @@ class Trainer:
 
     def _train_one_step(self, stop: bool) -> bool:
         """One step of the optimizer; returns whether any process asked to stop."""
-        index = self.train[batch_indices(self.settings.seed, self.step, len(self.train), self.settings.batch_size)]
-        batch = self.labels.batch(index, "training noise", self.step)
-        mine = batch.part(slice(self.world.rank, len(index), self.world.size))
-        loss = self._gradient(mine, float(batch.weights.sum()))
-        flags = sum_gradients(self.parameters, self.world, torch.stack([loss, loss.new_tensor(float(stop))]))
-        loss = flags[0]
+        batch = self.feed.train(self.step)
+        # where the weight of the global batch is not known before, a guess stands for it until all weights are summed
+        weight = batch.total_weight or float(self.settings.batch_size)
+        loss = self._gradient(batch, weight)
+        told = torch.stack([loss, loss.new_tensor(float(stop)), batch.weights.sum()])
+        loss, stops, total = sum_gradients(self.parameters, self.world, told)
+        if batch.total_weight is None:
+            self._rescale(weight / total)
+            loss = loss * (weight / total)
         if not torch.isfinite(loss):
             raise self._diverged(batch)
         rate = self.settings.rate(self.step)
@@ -151,52 +144,50 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.running = [self.running[0] + float(loss) * self.scale, self.running[1] + 1]
-        return bool(flags[1] > 0)
+        return bool(stops > 0)
 
-    def _gradient(self, batch: Batch, total_weight: float) -> Tensor:
+    def _rescale(self, factor: Tensor) -> None:
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad *= factor
+
+    def _gradient(self, batch: Labelled, total_weight: float) -> Tensor:
         """This process's part of the loss, and its gradient in the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
-        positions, label, weights = self._tensors(batch)
         with torch.no_grad():
-            delta = label - self.forcefield.prior(positions).forces
-        loss = sum_of_squares(delta - self.forcefield.delta(positions), weights) / (total_weight * self.scale)
+            delta = batch.forces - self.forcefield.prior(batch.positions).forces
+        loss = sum_of_squares(delta - self.forcefield.delta(batch.positions), batch.weights) / (
+            total_weight * self.scale
+        )
         loss.backward()
         return loss.detach()
 
-    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(  # type: ignore[return-value]
-            torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
-            for x in (batch.positions, batch.forces, batch.weights)
-        )
-
     def _validate(self) -> ForceErrors:
         """Errors on the held-out frames, with the same noise at every look; shared by the processes."""
-        batch = self.labels.batch(self.validation, "validation noise", 0)
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        size = self.settings.batch_size
-        for start in range(self.world.rank * size, len(batch.index), self.world.size * size):
-            positions, label, weights = self._tensors(batch.part(slice(start, start + size)))
-            prior = self.forcefield.prior(positions).forces
+        for part in self.feed.validation():
+            prior = self.forcefield.prior(part.positions).forces
             with torch.enable_grad():
-                network = self.forcefield.delta(positions).detach()
-            sums += error_sums(label, prior, prior + network, weights)
+                network = self.forcefield.delta(part.positions).detach()
+            sums += error_sums(part.forces, prior, prior + network, part.weights)
         return errors_of(self.world.sum_(sums).cpu())
 
     def _check_world(self) -> None:
-        index = self.train[:CHECK_FRAMES]
-        batch = self.labels.batch(index, "self-test", 0)
+        batch = self.feed.same(CHECK_FRAMES)
         total = float(batch.weights.sum())
-        check_gradients(lambda part: self._gradient(batch.part(part), total), self.parameters, len(index), self.world)
+        n_frames = len(batch.index)
+        check_gradients(lambda part: self._gradient(batch.part(part), total), self.parameters, n_frames, self.world)
 
-    def _diverged(self, batch: Batch) -> TrainingDiverged:
-        positions, label, _ = self._tensors(batch)
+    def _diverged(self, batch: Labelled) -> TrainingDiverged:
+        """The error that names frames of all processes whose labels or forces are no numbers."""
         with torch.enable_grad():
-            forces = self.forcefield.prior(positions).forces + self.forcefield.delta(positions).detach()
-        bad = ~torch.isfinite(label - forces).all(dim=2).all(dim=1).cpu().numpy()
-        frames = self.labels.frames
-        where = [f"segment {frames.segment[i]} frame {frames.frame_index[i]}" for i in batch.index[bad][:5]] or [
-            "no single frame: the parameters themselves"
-        ]
+            forces = self.forcefield.prior(batch.positions).forces + self.forcefield.delta(batch.positions).detach()
+        bad = ~torch.isfinite(batch.forces - forces).all(dim=2).all(dim=1).cpu().numpy()
+        own = torch.from_numpy(batch.index[bad][:NAMED]).long()
+        found = torch.zeros((self.world.size, NAMED), dtype=torch.int64)
+        found[self.world.rank, : len(own)] = own + 1  # zero is no frame
+        found = self.world.sum_(found.to(self.device)).cpu()
+        where = self.feed.names((found[found > 0] - 1).numpy()) or ["no single frame: the parameters themselves"]
         return TrainingDiverged(
             f"a finite loss at step {self.step}",
             f"none, caused by {', '.join(where)}",

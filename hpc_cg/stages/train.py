@@ -1,11 +1,11 @@
 """Stage train: fit priors and a network to the labels of the kernel, on one process or many."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT
@@ -13,24 +13,35 @@ from hpc_cg.files import digest, read_json, write_json
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
+    import torch
+
     from hpc_cg.beads import BeadSystem
     from hpc_cg.forcefield.forcefield import ForceField
     from hpc_cg.learning.distributed import World
-    from hpc_cg.learning.labels import Labels
+    from hpc_cg.learning.feed import Feed
     from hpc_cg.stages.study import Study
+
+
+STREAMS = 16
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     """The table [train]. The network's defaults are the published ones for alanine dipeptide.
 
-    batch_size       frames in the global batch, over all processes
-    learning_rate    peak of the schedule: linear warm-up, then a cosine to final_learning_rate
-    weight_decay     of AdamW
-    torsion_order    of the torsion priors' Fourier series; 0 for bonds, angles and impropers alone
-    cutoff_nm        beads further apart than this do not see one another
-    seed             of the initial weights, the order of samples and the noise
-    memory_limit_gb  largest store that is loaded
+    batch_size         frames in the global batch, over all processes
+    learning_rate      peak of the schedule: linear warm-up, then a cosine to final_learning_rate
+    weight_decay       of AdamW
+    torsion_order      of the torsion priors' Fourier series; 0 for bonds, angles and impropers alone
+    cutoff_nm          beads further apart than this do not see one another
+    seed               of the initial weights, the order of samples and the noise
+    molecule           of the study's several ones, the one to train on; empty where there is only one
+    memory_limit_gb    largest store that is loaded; a larger one is streamed from disk, with the settings below
+    streams            of a streamed store: parts that processes share out, a divisor of batch_size and at least as
+                       many as processes; 0 for 16, or the largest divisor below
+    shuffle_gb         of a streamed store: memory of the windows in which frames are shuffled, in all processes
+    validation_frames  of a streamed store: at most so many held-out frames are looked at
+    prior_frames       of a streamed store: at most so many frames priors are fitted on
     """
 
     steps: int = Field(default=2500, ge=1)
@@ -49,19 +60,61 @@ class TrainConfig:
     terminal_widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128,), min_length=1)
     torsion_order: int = Field(default=8, ge=0, le=30)
     seed: int = Field(default=1, ge=0)
+    molecule: str = ""
     memory_limit_gb: float = Field(default=8.0, gt=0)
+    streams: int = Field(default=0, ge=0)
+    shuffle_gb: float = Field(default=1.0, gt=0)
+    validation_frames: int = Field(default=20_000, ge=1)
+    prior_frames: int = Field(default=100_000, ge=1)
+
+    @model_validator(mode="after")
+    def _streams_share_a_batch_evenly(self) -> "TrainConfig":
+        if self.batch_size % self.n_streams:
+            raise ValueError(f"streams = {self.streams} does not divide batch_size = {self.batch_size}.")
+        return self
+
+    @property
+    def n_streams(self) -> int:
+        """Streams of a streamed store."""
+        return self.streams or max(n for n in range(1, STREAMS + 1) if self.batch_size % n == 0)
 
 
-def build(study: "Study", labels: "Labels", system: "BeadSystem", train: np.ndarray) -> "ForceField":
+def open_feed(study: "Study", world: "World", device: "torch.device") -> "tuple[Feed, BeadSystem]":
+    """What the trainer is fed with, from memory where the store fits, else from disk; and the beads."""
+    from hpc_cg.learning.labels import Labels, label_source
+    from hpc_cg.learning.resident import Resident
+    from hpc_cg.learning.streaming import Streaming
+    from hpc_cg.store.dataset import load, split, store_gib
+
+    config: TrainConfig = study.tables["train"]
+    source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
+    if store_gib(source.spec) <= config.memory_limit_gb:
+        labels = Labels(load(source.store, study.molecule, config.memory_limit_gb), source.kernel, config.seed)
+        train, held_out = split(labels.frames, source.spec.held_out)
+        feed: Feed = Resident(labels, train, held_out, config.seed, config.batch_size, world, device)
+    else:
+        feed = Streaming(
+            source,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            n_streams=config.n_streams,
+            shuffle_gb=min(config.shuffle_gb, config.memory_limit_gb),
+            validation_frames=config.validation_frames,
+            prior_frames=config.prior_frames,
+            world=world,
+            device=device,
+        )
+    return feed, source.spec.system
+
+
+def build(study: "Study", feed: "Feed", system: "BeadSystem") -> "ForceField":
     """A force field with priors fitted to the distribution trained on, and fresh weights. Raises FitFailed."""
-    from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
+    from hpc_cg.forcefield.coordinates import fit_priors
     from hpc_cg.forcefield.forcefield import ForceField
     from hpc_cg.forcefield.schnet import SchNetConfig
 
     config: TrainConfig = study.tables["train"]
-    batch = labels.batch(train, "prior noise", 0)
-    moments = CoordinateMoments.of(batch.positions, system, batch.weights)
-    priors = fit_priors(moments, study.study.temperature_K, config.torsion_order)
+    priors = fit_priors(feed.moments(system), study.study.temperature_K, config.torsion_order)
     return ForceField(
         system,
         priors,
@@ -80,28 +133,25 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
     """Train to the end, or until asked to stop; returns whether it came to the end."""
     import torch
 
-    from hpc_cg.learning.labels import open_labels
     from hpc_cg.learning.loop import Settings, Trainer
-    from hpc_cg.store.dataset import split
 
     config: TrainConfig = study.tables["train"]
     folder = study.folder("train")
-    molecule = study.tables["prepare"].molecule
-    labels, spec = open_labels(
-        study.folder("prepare"), study.folder("kernel"), molecule, config.seed, config.memory_limit_gb
-    )
-    train, validation = split(labels.frames, spec.held_out)
-    forcefield = build(study, labels, spec.system, train)
-    if torch.cuda.is_available():
-        forcefield = forcefield.to(torch.device("cuda", torch.cuda.current_device()))
-    names = set(Settings.__dataclass_fields__)
-    settings = Settings(**{name: value for name, value in asdict(config).items() if name in names})
-    trainer = Trainer(forcefield, labels, train, validation, settings, world, folder)
-    outcome = trainer.run(
-        report=lambda step, note: progress("training", step if world.rank == 0 else 0, settings.steps, "steps", note),
-        stopped=stopped,
-        description=forcefield.describe(),
-    )
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    feed, system = open_feed(study, world, device)
+    where = "" if feed.in_memory else ", frames streamed from disk"
+    with closing(feed):
+        forcefield = build(study, feed, system).to(device)
+        names = set(Settings.__dataclass_fields__)
+        settings = Settings(**{name: value for name, value in asdict(config).items() if name in names})
+        trainer = Trainer(forcefield, feed, settings, world, folder)
+        outcome = trainer.run(
+            report=lambda step, note: progress(
+                "training", step if world.rank == 0 else 0, settings.steps, "steps", note + where
+            ),
+            stopped=stopped,
+            description=forcefield.describe(),
+        )
     if world.rank == 0 and outcome.finished:
         errors = outcome.validation
         write_json(
@@ -112,7 +162,7 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
                 "explained": errors.explained,
                 "explained_delta": errors.explained_delta,
             }
-            | {"train_frames": len(train), "held_out_frames": len(validation)}
+            | {"train_frames": feed.n_train, "held_out_frames": feed.n_held_out, "in_memory": feed.in_memory}
             | {"frames_per_s": outcome.frames_per_s, "processes": world.size},
         )
     return outcome.finished

@@ -7,12 +7,13 @@ frames would let a model be judged on what it was trained on.
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import zarr
 from jaxtyping import Bool, Float, Int
 
-from hpc_cg.errors import MissingInput, OutOfMemory, TooFewFrames
+from hpc_cg.errors import DamagedProduct, MissingInput, OutOfMemory, TooFewFrames
 from hpc_cg.randomness import stream
 from hpc_cg.store.layout import ShardFrames, StoreSpec
 
@@ -41,54 +42,141 @@ def open_spec(folder: Path, molecule: str) -> StoreSpec:
     try:
         group = zarr.open_group(folder, mode="r")[molecule]
     except (FileNotFoundError, KeyError) as error:
-        raise MissingInput(
-            f"the molecule {molecule} of the store {folder}", "no such group", "run the stage that writes it"
-        ) from error
+        raise _no_group(folder, molecule) from error
     return StoreSpec.from_attributes(dict(group.attrs))
 
 
-def read_shard(folder: Path, spec: StoreSpec, shard: int) -> ShardFrames:
-    """The frames of one shard, without the padding."""
-    start, stop = spec.frames_of(shard)
-    group = zarr.open_group(folder, mode="r")[spec.molecule]
+def open_arrays(folder: Path, spec: StoreSpec, mode: Literal["r", "r+"] = "r") -> dict[str, Any]:
+    """The zarr arrays of a store by name, opened once for as long as it is the same store.
 
-    def column(name: str) -> np.ndarray:
-        return np.asarray(group[name][start:stop])  # type: ignore[index]
+    Raises MissingInput, and DamagedProduct where the store there is one of another spec.
+    """
+    try:
+        found = (folder / spec.molecule / "zarr.json").stat()
+    except FileNotFoundError as error:
+        raise _no_group(folder, spec.molecule) from error
+    return _opened(folder, spec.molecule, spec.digest, mode, (found.st_ino, found.st_mtime_ns))
 
-    return ShardFrames(
-        arrays={name: column(name) for name in spec.arrays},
-        frame_index=column("frame_index"),
-        segment=column("segment"),
-        weights=column("weights"),
+
+@lru_cache(maxsize=64)
+def _opened(
+    folder: Path, molecule: str, digest: str, mode: Literal["r", "r+"], made: tuple[int, int]
+) -> dict[str, Any]:
+    group = zarr.open_group(folder, mode=mode, path=molecule)
+    spec = StoreSpec.from_attributes(dict(group.attrs))
+    if spec.digest != digest:
+        raise DamagedProduct(
+            f"the molecule {molecule} of the store {folder}",
+            "a store of other settings or inputs than the one asked for",
+            "run the stage that writes it again",
+        )
+    # a setting of who opens, not of the store: a chunk of nothing but frames left out must be a chunk all the same
+    names = (*spec.arrays, "weights", "frame_index", "segment")
+    return {name: group[name].with_config({"write_empty_chunks": True}) for name in names}  # type: ignore[union-attr]
+
+
+def _no_group(folder: Path, molecule: str) -> MissingInput:
+    return MissingInput(
+        f"the molecule {molecule} of the store {folder}", "no such group", "run the stage that writes it"
     )
 
 
-def load(folder: Path, molecule: str, memory_limit_gb: float = 8.0) -> StoreFrames:
-    """All usable frames of a molecule; raises OutOfMemory where they would not fit."""
+def read_shard(folder: Path, spec: StoreSpec, shard: int, check: bool = True) -> ShardFrames:
+    """The frames of one shard, without the padding; raises DamagedProduct as ``read_frames``."""
+    return read_frames(folder, spec, *spec.frames_of(shard), check=check)
+
+
+def read_frames(
+    folder: Path, spec: StoreSpec, start: int, stop: int, names: tuple[str, ...] | None = None, check: bool = True
+) -> ShardFrames:
+    """Frames start to stop of a store; cheap where they are whole chunks of one shard.
+
+    names   which of positions, noise, forces to read; None for all that the store has
+    check   False for who looks at the numbers by itself
+    Raises DamagedProduct, naming store and shard, where a chunk is missing or cannot be decoded, or where a frame that
+    counts holds no number.
+    """
+    opened = open_arrays(folder, spec)
+    names = spec.arrays if names is None else names
+    shard = start // spec.shard_frames
+    try:
+        read = {name: np.asarray(opened[name][start:stop]) for name in (*names, "weights", "frame_index", "segment")}
+    except (OSError, ValueError, RuntimeError) as error:
+        raise damaged(folder, spec, shard, f"bytes that cannot be read ({error})") from error
+    content = ShardFrames(
+        arrays={name: read[name] for name in names},
+        frame_index=read["frame_index"],
+        segment=read["segment"],
+        weights=read["weights"],
+    )
+    if not check:
+        return content
+    # what was never written reads as these
+    if np.isnan(content.weights).any() or (content.frame_index < 0).any() or (content.segment < 0).any():
+        raise damaged(folder, spec, shard, "frames that were never written")
+    used = content.weights > 0
+    for name, values in content.arrays.items():
+        # one sum tells of any number that is none; only where it does is it looked for
+        if not np.isfinite(values.sum(dtype=np.float64)) and not np.isfinite(values[used]).all():
+            raise damaged(folder, spec, shard, f"{name} that are no numbers, or a part of them is missing")
+    return content
+
+
+def damaged(folder: Path, spec: StoreSpec, shard: int, found: str) -> DamagedProduct:
+    """The error that says what is wrong with a shard, and what to do."""
+    return DamagedProduct(
+        f"shard {shard} of the store {folder / spec.molecule}",
+        found,
+        "hpc-cg audit --repair withdraws such shards; then run the stage that writes them",
+    )
+
+
+def store_gib(spec: StoreSpec) -> float:
+    """Memory that all frames of a store take, GiB."""
+    return spec.n_frames * spec.system.n_beads * 12 * len(spec.arrays) / 2**30
+
+
+def load(folder: Path, molecule: str, memory_limit_gb: float = 8.0, part: bool = False) -> StoreFrames:
+    """All usable frames of a molecule, in the order of the store.
+
+    part   where they do not all fit, load those of some chunks, evenly spread, that do
+    Raises OutOfMemory where they do not fit, DamagedProduct.
+    """
     spec = open_spec(folder, molecule)
-    needed = spec.n_frames * spec.system.n_beads * 12 * len(spec.arrays) / 2**30
-    if needed > memory_limit_gb:
+    fitting = store_gib(spec) <= memory_limit_gb
+    ranges = [spec.frames_of(shard) for shard in range(spec.n_shards)] if fitting else _spread(spec, memory_limit_gb)
+    if not fitting and not (part and ranges):
         raise OutOfMemory(
             f"loading {folder}",
-            f"{needed:.3g} GiB of frames for a limit of {memory_limit_gb:g} GiB",
+            f"{store_gib(spec):.3g} GiB of frames for a limit of {memory_limit_gb:g} GiB",
             "raise train.memory_limit_gb",
         )
-    content = ShardFrames.joined([read_shard(folder, spec, shard) for shard in range(spec.n_shards)])
-    used = content.weights > 0
+    n_frames = sum(stop - start for start, stop in ranges)
+    columns: dict[str, np.ndarray] = {
+        "weights": np.empty(n_frames, dtype=np.float32),
+        "segment": np.empty(n_frames, dtype=np.int32),
+        "frame_index": np.empty(n_frames, dtype=np.int64),
+    }
+    for name in spec.arrays:
+        columns[name] = np.empty((n_frames, spec.system.n_beads, 3), dtype=np.float32)
+    place = 0
+    for start, stop in ranges:
+        content = read_frames(folder, spec, start, stop)
+        used = content.weights > 0
+        end = place + int(used.sum())
+        for name, values in columns.items():
+            values[place:end] = (content.arrays[name] if name in spec.arrays else getattr(content, name))[used]
+        place = end
+    usable = {name: values[:place] for name, values in columns.items()}
+    return StoreFrames(**{name: usable.get(name) for name in StoreFrames.__dataclass_fields__})  # type: ignore[arg-type]
 
-    def whole(name: str) -> np.ndarray | None:
-        return content.arrays[name][used] if name in spec.arrays else None
 
-    positions = whole("positions")
-    assert positions is not None, "every store holds positions"
-    return StoreFrames(
-        positions=positions,
-        noise=whole("noise"),
-        forces=whole("forces"),
-        weights=content.weights[used],
-        segment=content.segment[used],
-        frame_index=content.frame_index[used],
-    )
+def _spread(spec: StoreSpec, memory_limit_gb: float) -> list[tuple[int, int]]:
+    """The frames of as many chunks as fit, evenly spread over the store."""
+    n_chunks = -(-spec.n_frames // spec.chunk_frames)
+    count = min(n_chunks, int(spec.n_frames * memory_limit_gb / store_gib(spec)) // spec.chunk_frames)
+    starts = [(2 * i + 1) * n_chunks // (2 * count) * spec.chunk_frames for i in range(count)]
+    return [(start, min(start + spec.chunk_frames, spec.n_frames)) for start in starts]
 
 
 def held_out(

@@ -8,6 +8,7 @@ attributes; unwritten and padded frames read as NaN. Arrays are created once, th
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class StoreSpec:
         start = shard * self.shard_frames
         return start, min(start + self.shard_frames, self.n_frames)
 
+    def length(self, shard: int) -> int:
+        """Frames of a shard."""
+        start, stop = self.frames_of(shard)
+        return stop - start
+
     def attributes(self) -> dict[str, Any]:
         """What the group's attributes say; also what the digest is made of."""
         return {
@@ -77,7 +83,7 @@ class StoreSpec:
             "lineage": dict(sorted(self.lineage.items())),
         }
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest(self.attributes())
 

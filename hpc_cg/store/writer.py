@@ -1,19 +1,31 @@
 """Write one shard, then say so: the commit record comes after all arrays of the shard, written beside and renamed.
 
-A shard is done when its commit record is there and names this store's digest, never because a file exists.
+A shard is done when its commit record is there and names this store's digest, and its files have the sizes that the
+record says; never because a file exists. All bytes of a shard are on disk before its record is.
 """
 
+import json
+import os
 import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import starmap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
+from jaxtyping import Int64
 
-from hpc_cg.errors import DamagedProduct
-from hpc_cg.files import explain_write_errors, read_json, write_json
+from hpc_cg.errors import DamagedProduct, UnreadableFile
+from hpc_cg.files import explain_write_errors, fsync_folder, read_arrays, write_arrays, write_text
+from hpc_cg.store.dataset import held_out, open_arrays
 from hpc_cg.store.layout import ShardFrames, StoreSpec
+
+COUNTS = "counts.npz"
+READERS = 8
+"""Records are read by so many threads: on a network's file system each is a wait."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,8 @@ class Commit:
     n_good        frames with weight above zero
     crc           CRC-32 of each array's bytes in that range
     spec          digest of the store's spec
+    sizes         bytes of each array's shard file
+    usable        for each chunk of the shard: frames to train on, and frames held out, by weight and StoreSpec.held_out
     """
 
     shard: int
@@ -32,6 +46,8 @@ class Commit:
     n_good: int
     crc: dict[str, int]
     spec: str
+    sizes: dict[str, int]
+    usable: tuple[tuple[int, int], ...]
 
 
 def commit_path(folder: Path, spec: StoreSpec, shard: int) -> Path:
@@ -39,44 +55,36 @@ def commit_path(folder: Path, spec: StoreSpec, shard: int) -> Path:
     return folder.parent / "commits" / spec.molecule / f"{shard:06d}.json"
 
 
+def shard_files(folder: Path, spec: StoreSpec, shard: int) -> dict[str, Path]:
+    """The file of a shard in each array."""
+    place = folder / spec.molecule
+    wide = {name: place / name / "c" / str(shard) / "0" / "0" for name in spec.arrays}
+    return wide | {name: place / name / "c" / str(shard) for name in ("weights", "frame_index", "segment")}
+
+
 def checksums(content: ShardFrames) -> dict[str, int]:
     """CRC-32 of each array of a shard, over the bytes that the store keeps."""
-    arrays = content.arrays | {
-        "weights": content.weights,
-        "frame_index": content.frame_index,
-        "segment": content.segment,
-    }
-    return {name: zlib.crc32(np.ascontiguousarray(values).tobytes()) for name, values in sorted(arrays.items())}
+    return {name: zlib.crc32(np.ascontiguousarray(values).data) for name, values in sorted(_columns(content).items())}
 
 
 def write_shard(folder: Path, spec: StoreSpec, shard: int, content: ShardFrames) -> Commit:
-    """Write all arrays of one shard and commit it; raises DiskFull, FolderNotWritable."""
+    """Write all arrays of one shard and commit it; raises DiskFull, FolderNotWritable, MissingInput, DamagedProduct."""
     start, stop = spec.frames_of(shard)
     assert len(content.weights) == stop - start, "a shard is written whole"
-    group = zarr.open_group(folder, mode="r+")[spec.molecule]
-    assert isinstance(group, zarr.Group)
     content = ShardFrames(
         arrays={name: content.arrays[name].astype(np.float32) for name in spec.arrays},
         frame_index=content.frame_index.astype(np.int64),
         segment=content.segment.astype(np.int32),
         weights=content.weights.astype(np.float32),
     )
-    padding = spec.shard_frames - (stop - start)
-    columns: dict[str, tuple[np.ndarray, float]] = {name: (values, np.nan) for name, values in content.arrays.items()}
-    columns |= {
-        "weights": (content.weights, np.nan),
-        "frame_index": (content.frame_index, -1),
-        "segment": (content.segment, -1),
-    }
+    arrays, files = open_arrays(folder, spec, "r+"), shard_files(folder, spec, shard)
+    withdraw(folder, spec, shard)  # a half-replaced shard must not pass for the one that was committed
     with explain_write_errors(folder):
-        for name, (values, fill) in columns.items():
-            widths = [(0, padding)] + [(0, 0)] * (values.ndim - 1)
-            padded = np.pad(values, widths, constant_values=np.asarray(fill, dtype=values.dtype))
+        for name, values in _columns(content).items():
             # an old shard would be read before it is replaced, and a torn one cannot be
-            (folder / spec.molecule / name / "c" / "/".join([str(shard), *"0" * (values.ndim - 1)])).unlink(
-                missing_ok=True
-            )
-            group[name][start : start + spec.shard_frames] = padded  # type: ignore[index]
+            files[name].unlink(missing_ok=True)
+            arrays[name][start : start + spec.shard_frames] = _padded(values, spec.shard_frames)
+        sizes = {name: _to_disk(path, folder / spec.molecule / name) for name, path in files.items()}
     commit = Commit(
         shard=shard,
         start=start,
@@ -84,19 +92,158 @@ def write_shard(folder: Path, spec: StoreSpec, shard: int, content: ShardFrames)
         n_good=int(np.count_nonzero(content.weights > 0)),
         crc=checksums(content),
         spec=spec.digest,
+        sizes=sizes,
+        usable=_usable(spec, content),
     )
-    write_json(commit_path(folder, spec, shard), vars(commit))
+    write_text(commit_path(folder, spec, shard), json.dumps(vars(commit), sort_keys=True) + "\n")
     return commit
 
 
 def read_commit(folder: Path, spec: StoreSpec, shard: int) -> Commit | None:
     """The commit record of a shard of this very store, or None where it is not done."""
-    path = commit_path(folder, spec, shard)
-    if not path.exists():
-        return None
+    return _checked(_bytes(commit_path(folder, spec, shard)), shard, spec, spec.digest)
+
+
+def committed(folder: Path, spec: StoreSpec) -> dict[int, Commit]:
+    """The commit records of this very store by shard, in order: one look at the folder, and each record read."""
+    place, digest = commit_path(folder, spec, 0).parent, spec.digest
+    if not place.is_dir():
+        return {}
+    with os.scandir(place) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.endswith(".json"))
+    shards = [int(name[:-5]) for name in names if name[:-5].isdecimal()]
+    found: dict[int, Commit] = {}
+    with ThreadPoolExecutor(READERS) as pool:
+        paths = (f"{place}/{shard:06d}.json" for shard in shards)
+        for shard, content in zip(shards, pool.map(_bytes, paths, chunksize=64), strict=True):
+            commit = _checked(content, shard, spec, digest)
+            if commit is not None:
+                found[shard] = commit
+    return dict(sorted(found.items()))
+
+
+def present(folder: Path, spec: StoreSpec, commit: Commit) -> bool:
+    """Whether the files of a committed shard are there, with the sizes that were committed."""
+    files = shard_files(folder, spec, commit.shard)
     try:
-        fields: dict[str, Any] = read_json(path)
-        commit = Commit(**fields)
-    except (DamagedProduct, TypeError):
+        return commit.sizes == {name: path.stat().st_size for name, path in files.items()}
+    except FileNotFoundError:
+        return False
+
+
+def holes(folder: Path, spec: StoreSpec) -> list[int]:
+    """The shards that are not done, in order."""
+    whole = {shard for shard, commit in committed(folder, spec).items() if present(folder, spec, commit)}
+    return [shard for shard in range(spec.n_shards) if shard not in whole]
+
+
+def withdraw(folder: Path, spec: StoreSpec, shard: int) -> None:
+    """Take back the commit record of a shard, and the summary of all; nothing where there is none."""
+    path = commit_path(folder, spec, shard)
+    with explain_write_errors(path):
+        was_there = path.exists()
+        for gone in (path, path.with_name(COUNTS)):
+            gone.unlink(missing_ok=True)
+        if was_there:
+            fsync_folder(path.parent)
+
+
+def summarise(folder: Path, spec: StoreSpec) -> Int64[np.ndarray, "chunk 2"]:
+    """Add up what the records of a finished store say, and keep it in one file for every process that trains.
+
+    Raises DamagedProduct where a shard has no record.
+    """
+    counts = _from_records(folder, spec)
+    small = counts.astype(np.min_scalar_type(spec.chunk_frames))  # every process of a training reads all of it
+    write_arrays(commit_path(folder, spec, 0).with_name(COUNTS), counts=small, spec=np.asarray(spec.digest))
+    return counts
+
+
+def epoch_counts(folder: Path, spec: StoreSpec) -> Int64[np.ndarray, "chunk 2"]:
+    """Frames to train on and frames held out of each chunk of the store, in order, without reading a frame.
+
+    From the summary, or from all records where there is none. Raises DamagedProduct where a shard has no record.
+    """
+    path = commit_path(folder, spec, 0).with_name(COUNTS)
+    if path.exists():
+        with suppress(UnreadableFile, KeyError):  # the records say the same
+            found = read_arrays(path)
+            if str(found["spec"]) == spec.digest:
+                return found["counts"].astype(np.int64)
+    return _from_records(folder, spec)
+
+
+def _from_records(folder: Path, spec: StoreSpec) -> np.ndarray:
+    commits = committed(folder, spec)
+    missing = [shard for shard in range(spec.n_shards) if shard not in commits]
+    if missing:
+        raise DamagedProduct(
+            f"the store {folder / spec.molecule}",
+            f"no commit record of {len(missing)} of {spec.n_shards} shards, the first {missing[0]}",
+            "run the stage that writes it again: it makes these shards",
+        )
+    return np.concatenate([np.asarray(commits[shard].usable, dtype=np.int64) for shard in range(spec.n_shards)])
+
+
+def _columns(content: ShardFrames) -> dict[str, np.ndarray]:
+    rest = {"weights": content.weights, "frame_index": content.frame_index, "segment": content.segment}
+    return content.arrays | rest
+
+
+def _padded(values: np.ndarray, n_frames: int) -> np.ndarray:
+    """Values with rows that say "no frame" up to a whole shard."""
+    if len(values) == n_frames:
+        return values
+    whole = np.full((n_frames, *values.shape[1:]), np.nan if values.dtype.kind == "f" else -1, dtype=values.dtype)
+    whole[: len(values)] = values
+    return whole
+
+
+def _usable(spec: StoreSpec, content: ShardFrames) -> tuple[tuple[int, int], ...]:
+    used = content.weights > 0
+    out = held_out(content.segment, content.frame_index, *spec.held_out)
+    starts = np.arange(0, len(used), spec.chunk_frames)
+    train, held = (np.add.reduceat(which.astype(np.int64), starts).tolist() for which in (used & ~out, used & out))
+    return tuple(zip(train, held, strict=True))
+
+
+def _to_disk(path: Path, array: Path) -> int:
+    """Make a shard's file durable, and the folders between it and its array; returns its bytes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        size = os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+    for folder in _between(path, array):
+        fsync_folder(folder)
+    return size
+
+
+def _between(path: Path, array: Path) -> Iterable[Path]:
+    return [folder for folder in path.parents if folder.is_relative_to(array)]
+
+
+def _bytes(path: Path | str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path for each of 10^5 records takes seconds
+            return file.readall()
+    except FileNotFoundError:
+        return b""
+
+
+@lru_cache(maxsize=1 << 16)
+def _pair(train: int, held: int) -> tuple[int, int]:
+    """One object for the many chunks that say the same."""
+    return train, held
+
+
+def _checked(content: bytes, shard: int, spec: StoreSpec, digest: str) -> Commit | None:
+    """The record in ``content`` where it is one of this shard of this store."""
+    try:
+        fields = json.loads(content)
+        commit = Commit(**fields | {"usable": tuple(starmap(_pair, fields["usable"]))})
+    except (ValueError, TypeError, KeyError):
         return None
-    return commit if commit.spec == spec.digest and (commit.start, commit.stop) == spec.frames_of(shard) else None
+    told = (commit.shard, commit.start, commit.stop, commit.spec)
+    return commit if shard < spec.n_shards and told == (shard, *spec.frames_of(shard), digest) else None

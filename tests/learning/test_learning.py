@@ -19,10 +19,12 @@ from hpc_cg.learning.distributed import World, check_gradients
 from hpc_cg.learning.labels import Labels
 from hpc_cg.learning.loop import Outcome, Settings, Trainer
 from hpc_cg.learning.loss import ForceErrors, error_sums, errors_of, sum_of_squares
+from hpc_cg.learning.resident import Resident
 from hpc_cg.store.dataset import StoreFrames
 from hpc_cg.units import kT
 
 N = 600
+ALONE = World(0, 1)
 SETTINGS = Settings(
     steps=10,
     batch_size=32,
@@ -55,8 +57,12 @@ def forcefield(source: Labels) -> ForceField:
 
 def trainer(folder: Path, settings: Settings = SETTINGS, source: Labels | None = None) -> Trainer:
     source = source or labels()
-    index = np.arange(N)
-    return Trainer(forcefield(source), source, index[:480], index[480:], settings, World(0, 1), folder)
+    return Trainer(forcefield(source), feed(source, settings), settings, World(0, 1), folder)
+
+
+def feed(source: Labels, settings: Settings, world: World = ALONE, on_device: bool = False) -> Resident:
+    index, cpu = np.arange(N), torch.device("cpu")
+    return Resident(source, index[:480], index[480:], settings.seed, settings.batch_size, world, cpu, on_device)
 
 
 def run(one: Trainer, stop_at: int = 10**9) -> Outcome:
@@ -107,7 +113,7 @@ def test_a_frame_that_is_no_number_is_named_when_the_loss_is_none(tmp_path: Path
 
 def test_gradients_of_shares_add_up_to_the_gradient_of_the_batch(tmp_path: Path) -> None:
     one = trainer(tmp_path)
-    batch = one.labels.batch(np.arange(20), "test", 0)
+    batch = one.feed.same(20)
     one._gradient(batch, 20.0)
     whole = [p.grad.clone() for p in one.parameters]
     parts = [torch.zeros_like(p) for p in one.parameters]

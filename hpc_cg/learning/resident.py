@@ -1,0 +1,133 @@
+"""Frames that fit in memory: loaded once, drawn from by index.
+
+The noise of a batch is keyed by (seed, purpose, step) and drawn for the whole of it; each process labels its part.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hpc_cg.beads import BeadSystem
+from hpc_cg.forcefield.coordinates import CoordinateMoments
+from hpc_cg.kernels.noise import mixed_force, score_force
+from hpc_cg.learning.distributed import World
+from hpc_cg.learning.feed import Labelled, as_tensor
+from hpc_cg.learning.labels import Batch, Labels, labelled
+from hpc_cg.store.dataset import batch_indices
+
+PART_OF_DEVICE = 0.5
+"""Of an accelerator's free memory, what a loaded store may take."""
+
+
+class Resident:
+    """Frames in memory; on an accelerator with room for them they lie in its memory.
+
+    train, validation   indices into the frames of ``labels``
+    on_device           whether to label on the device; None: where that is an accelerator with room
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        train: Int[np.ndarray, "train"],
+        validation: Int[np.ndarray, "validation"],
+        seed: int,
+        batch_size: int,
+        world: World,
+        device: torch.device,
+        on_device: bool | None = None,
+    ):
+        self.labels, self.indices, self.held_out = labels, train, validation
+        self.seed, self.batch_size, self.world, self.device = seed, batch_size, world, device
+        if on_device is None:
+            on_device = device.type == "cuda" and _has_room(labels, device)
+        self._on_device = _OnDevice(labels, device) if on_device else None
+        self._validation: list[Labelled] = []
+
+    @property
+    def in_memory(self) -> bool:
+        return True
+
+    @property
+    def n_train(self) -> int:
+        return len(self.indices)
+
+    @property
+    def n_held_out(self) -> int:
+        return len(self.held_out)
+
+    def train(self, step: int) -> Labelled:
+        index = self.indices[batch_indices(self.seed, step, len(self.indices), self.batch_size)]
+        return self._labelled(index, "training noise", step, slice(self.world.rank, len(index), self.world.size))
+
+    def validation(self) -> Sequence[Labelled]:
+        if not self._validation:
+            # one draw for all of them, cut into parts: whoever has which part, the noise is the same
+            batch, size = self.labels.batch(self.held_out, "validation noise", 0), self.batch_size
+            starts = range(self.world.rank * size, len(batch.index), self.world.size * size)
+            parts = [batch.part(slice(start, start + size)) for start in starts]
+            self._validation = [self._moved(part, None) for part in parts]
+        return self._validation
+
+    def same(self, n_frames: int) -> Labelled:
+        return self._labelled(self.indices[:n_frames], "self-test", 0, slice(None))
+
+    def moments(self, system: BeadSystem) -> CoordinateMoments:
+        batch = self.labels.batch(self.indices, "prior noise", 0)
+        return CoordinateMoments.of(batch.positions, system, batch.weights)
+
+    def names(self, index: Int[np.ndarray, "frame"]) -> list[str]:
+        frames = self.labels.frames
+        return [f"segment {frames.segment[i]} frame {frames.frame_index[i]}" for i in index]
+
+    def close(self) -> None:
+        pass
+
+    def _labelled(self, index: np.ndarray, purpose: str, step: int, part: slice) -> Labelled:
+        total = float(self.labels.frames.weights[index].sum())
+        if self._on_device is None:
+            return self._moved(self.labels.batch(index, purpose, step, part), total)
+        return Labelled(index[part], *self._on_device.batch(index, purpose, step, part), total)
+
+    def _moved(self, batch: Batch, total: float | None) -> Labelled:
+        positions, forces, weights = (as_tensor(x, self.device) for x in (batch.positions, batch.forces, batch.weights))
+        return Labelled(batch.index, positions, forces, weights, total)
+
+
+def _has_room(labels: Labels, device: torch.device) -> bool:
+    frames = labels.frames
+    needed = frames.positions.size * 4 * (1 if frames.forces is None else 2)
+    return needed < PART_OF_DEVICE * torch.cuda.mem_get_info(device)[0]
+
+
+class _OnDevice:
+    """The frames as tensors on a device, and their labels: as ``Labels.batch``, to rounding."""
+
+    def __init__(self, labels: Labels, device: torch.device):
+        frames, self.labels, self.device = labels.frames, labels, device
+        stored = frames.noise if labels.kernel is None else None
+        labels.batch(np.arange(0), "check", 0)  # says so where forces are missing
+        positions, forces = frames.positions, frames.forces
+        if labels.kernel is None:
+            positions, forces = labelled(None, positions, stored, forces)
+        elif labels.kernel.mixing is None:
+            forces = None
+        self.positions, self.weights = as_tensor(positions, device), as_tensor(frames.weights, device)
+        self.forces = None if forces is None else as_tensor(forces, device)
+        mixing = None if labels.kernel is None else labels.kernel.mixing
+        self.mixing = None if mixing is None else as_tensor(mixing, device)
+
+    def batch(self, index: np.ndarray, purpose: str, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        rows = torch.from_numpy(np.ascontiguousarray(index[part], dtype=np.int64)).to(self.device)
+        positions, weights = self.positions.index_select(0, rows), self.weights.index_select(0, rows)
+        forces = None if self.forces is None else self.forces.index_select(0, rows)
+        kernel, drawn = self.labels.kernel, self.labels.draw(len(index), purpose, step)
+        if kernel is not None and drawn is not None:
+            noise = as_tensor(drawn[part], self.device)
+            positions, score = positions + noise, score_force(noise, kernel.sigma_nm, kernel.temperature_K)
+            forces = score if self.mixing is None else mixed_force(score, forces, self.mixing)
+        assert forces is not None, "missing forces are refused before"
+        return positions, forces, weights
