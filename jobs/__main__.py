@@ -6,71 +6,84 @@ The same line under mpiexec, srun, torchrun, or alone. Exit codes: 0 sealed, 75 
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
 from hpc_cg.errors import BrokenLaunch, ConfigError, HpcCgError, NotSealed
+from hpc_cg.share import Stopped
 from hpc_cg.stages import product
 from hpc_cg.stages.progress import Heartbeat
 from hpc_cg.stages.study import Study, read_study
 from jobs.allocation import abort_together, team_for, who_am_i
+from jobs.deadline import Deadline, end_of_allocation, signals_of
+
+if TYPE_CHECKING:
+    from hpc_cg.learning.distributed import World
 
 PARTIAL = 75
 """Exit code of a stage that stopped before its end and can be continued (EX_TEMPFAIL)."""
 
+STOPPABLE = ("reference", "prepare", "kernel", "train", "simulate")
+"""Stages of many items; the others are over in minutes and are not asked to stop."""
+
 logger = logging.getLogger("hpc-cg")
 
 
-class StopRequest:
-    """Asked between steps whether to save and stop: by a signal, or by the file STOP in the stage's folder.
-
-    A second Ctrl-C stops at once.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.asked, self.file = False, folder / product.STOP
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __call__(self) -> bool:
-        return self.asked or self.file.exists()
-
-
 def run_stage(study: Study, stage: str) -> int:
-    """Work on this process's share of a stage, and seal the product where this is the first process."""
+    """Work on this process's share of a stage, and seal the product where this is the first process.
+
+    Returns 0, or PARTIAL where it stopped at a safe place: then the folder is free for the next run.
+    """
     if stage not in study.stages:
         raise ConfigError(study.path.name, [f"stage {stage} is not part of this study ({', '.join(study.stages)})."])
-    if study.state(stage) == product.State.SEALED:
-        return 0
     if stage == "train":
         return _train(study)
     team = team_for(os.environ)
     first = team.share.index == 0
+    # one process looks: the state of prepare is that of every file of the archive
+    sealed, ends_at = team.tell(_state(study, stage) if first else (False, None))
+    if sealed:
+        return 0
+    if stage in STOPPABLE:
+        team = replace(team, stop=Deadline(study.folder(stage), ends_at, signals_of(stage, os.environ)).stop)
     if first:
         _begin(study, stage)
     team.barrier()
     if stage == "simulate":
         _use_own_gpu()
+    code = 0
     try:
         module = import_module(f"hpc_cg.stages.{stage}")
         module.work(study, team, Heartbeat(study.folder(stage), team.share.index))
         team.barrier()
         if first:
             _seal(study, stage)
+    except Stopped:
+        code = PARTIAL
+        if first:
+            _say_stopped(study, stage)
     finally:
         if first:
             product.release(study.folder(stage))
-    return 0
+    team.barrier()  # a rank that leaves with 75 may let the launcher end the others
+    return code
+
+
+def _state(study: Study, stage: str) -> tuple[bool, float | None]:
+    """Whether a stage is sealed; and when the allocation ends, which is not asked where there is nothing to do."""
+    sealed = study.state(stage) == product.State.SEALED
+    return sealed, None if sealed or stage not in STOPPABLE else end_of_allocation(os.environ)
+
+
+def _say_stopped(study: Study, stage: str) -> None:
+    counts = study.done(stage)
+    done = f" with {counts[0]:,} of {counts[1]:,} {counts[2]}" if counts else ""
+    logger.warning("%s stopped at a safe place%s; run it again to continue", stage, done)
 
 
 def _train(study: Study) -> int:
@@ -78,23 +91,40 @@ def _train(study: Study) -> int:
     from hpc_cg.stages import train
 
     me = who_am_i(os.environ)
-    stopped = StopRequest(study.folder("train"))
+    first, folder = me.rank == 0, study.folder("train")
     _use_own_gpu()
     world = join(me.rank, me.world_size, me.master_addr, me.master_port)
-    if me.rank == 0:
+    sealed, ends_at = _tell(world, _state(study, "train") if first else (False, None))
+    if sealed:
+        world.close()
+        return 0
+    deadline = Deadline(folder, ends_at, signals_of("train", os.environ))
+    if first:
         _begin(study, "train")
     try:
         world.barrier()
-        finished = train.work(study, world, Heartbeat(study.folder("train"), me.rank), stopped)
+        finished = train.work(study, world, Heartbeat(folder, me.rank), deadline.stop)
         world.barrier()
-        if finished and me.rank == 0:
+        if finished and first:
             _seal(study, "train")
+        if not finished and first:
+            _say_stopped(study, "train")
         world.barrier()
     finally:
-        if me.rank == 0:
-            product.release(study.folder("train"))
+        if first:
+            product.release(folder)
     world.close()
     return 0 if finished else PARTIAL
+
+
+def _tell(world: "World", value: tuple[bool, float | None]) -> tuple[bool, float | None]:
+    """What the first process knows, on every process: the others add zeros to it."""
+    import torch
+
+    sealed, ends_at = value
+    place = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    message = world.sum_(torch.tensor([float(sealed), ends_at or 0.0], dtype=torch.float64, device=place)).tolist()
+    return bool(message[0]), message[1] or None
 
 
 def _use_own_gpu() -> None:
@@ -122,7 +152,7 @@ def _begin(study: Study, stage: str) -> None:
                 f"{study.folder(name)} made with other settings or inputs than the study has now",
                 f"run the stage {name} of this study first",
             )
-    product.begin(study.folder(stage), study.fingerprint(stage), study.inputs(stage))
+    product.begin(study.folder(stage), study.fingerprint(stage), study.intent(stage))
 
 
 def _seal(study: Study, stage: str) -> None:

@@ -5,17 +5,16 @@ them too), of Open MPI, of Slurm (man srun, "OUTPUT ENVIRONMENT VARIABLES") and 
 makes the team in which a stage divides its items. ``abort_together`` lets a rank that fails end all of them.
 """
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from hpc_cg.errors import BrokenLaunch, HpcCgError, MissingExtra
 from hpc_cg.files import digest
-from hpc_cg.share import Alone, Share, Team
-from jobs.counter import count_through, shared_counter
+from hpc_cg.share import Alone, Share, Stop, Stopped, never
+from jobs.counter import Round
 from jobs.nodelist import expand_nodelist
 
 T = TypeVar("T")
@@ -134,12 +133,7 @@ def _port(job_id: str | None, attempt: int) -> int:
     return FIRST_PORT + int(digest([job_id, attempt]), 16) % N_PORTS
 
 
-def mpi_team() -> Team:
-    """The team of this process, as its environment tells; errors as in ``team_for``."""
-    return team_for(os.environ)
-
-
-def team_for(environ: Mapping[str, str]) -> Team:
+def team_for(environ: Mapping[str, str]) -> "Alone | MpiTeam":
     """The team that ``environ`` describes: an MpiTeam, or Alone for a process that was started alone.
 
     Raises BrokenLaunch where the processes do not know of one another, MissingExtra without mpi4py.
@@ -169,18 +163,27 @@ def check_world(environ: Mapping[str, str], comm_size: int) -> None:
         raise BrokenLaunch(asked, f"an MPI world of {comm_size}", LAUNCH_ADVICE)
 
 
-@dataclass(frozen=True)
+@dataclass
 class MpiTeam:
-    """The ranks of an mpi4py communicator; all must call ``take`` and ``barrier`` in the same order."""
+    """The ranks of an mpi4py communicator; all must call ``take``, ``tell`` and ``barrier`` in the same order.
+
+    ``stop`` is asked by each rank for itself: the others go on with the items that are left.
+    """
 
     comm: Any
+    stop: Stop = never
+    _round: Round | None = field(default=None, init=False)
 
     @property
     def share(self) -> Share:
         return Share(self.comm.Get_rank(), self.comm.Get_size())
 
     def take(self, items: Sequence[T]) -> Iterator[T]:
-        """Whoever is free gets the next item, so put the largest first; BrokenLaunch if the plans differ."""
+        """Whoever is free gets the next item, so put the largest first.
+
+        Raises BrokenLaunch if the plans differ; Stopped, on every rank, as ``hpc_cg.share.Team`` says.
+        """
+        self._meet()
         counts = self.comm.allgather(len(items))
         if len(set(counts)) > 1:
             raise BrokenLaunch(
@@ -188,10 +191,26 @@ class MpiTeam:
                 f"{min(counts)} to {max(counts)} items on the ranks",
                 "check that all nodes see the same files, and run again",
             )
-        counter = shared_counter(self.comm)
-        return iter(self.share.of(items)) if counter is None else count_through(items, counter, self.comm)
+        self._round = Round(self.comm, len(items), self.stop)
+        return self._given(items, self._round)
+
+    def _given(self, items: Sequence[T], numbers: Round) -> Iterator[T]:
+        for number in numbers:
+            yield items[number]
+        self._meet()
+
+    def _meet(self) -> None:
+        """Close what was handed out last, if that is still open; raises Stopped."""
+        last, self._round = self._round, None
+        if last is not None and last.close():
+            raise Stopped
+
+    def tell(self, value: T) -> T:
+        self._meet()
+        return self.comm.bcast(value, root=0)
 
     def barrier(self) -> None:
+        self._meet()
         self.comm.Barrier()
 
 

@@ -4,13 +4,15 @@ The counter lives in the memory of rank 0 and is read and raised in one atomic s
 (MPI_Fetch_and_op; MPI 4.1, section 12.3.4), so no rank is spent on handing out work.
 """
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator
 from threading import Event, Thread
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from hpc_cg.share import Stop
+
 logger = logging.getLogger(__name__)
 
 ANSWER_EVERY_SECONDS = 0.005
@@ -30,43 +32,72 @@ def shared_counter(comm: Any) -> Any | None:
     reasons = [text for text in comm.allgather(reason) if text]
     if not reasons:
         return counter
-    logger.warning("Items are divided beforehand, not on demand: one-sided MPI fails here (%s)", reasons[0])
+    if comm.Get_rank() == 0:
+        logger.warning("Items are divided beforehand, not on demand: one-sided MPI fails here (%s)", reasons[0])
     return None
 
 
-def count_through(items: Sequence[T], counter: Any, comm: Any) -> Iterator[T]:
-    """The items whose numbers this rank draws; ends when all ranks of ``comm`` have ended."""
-    with _answering(comm):
-        try:
-            while (index := counter.next()) < len(items):
-                yield items[index]
-        except GeneratorExit:  # a rank that leaves its loop early still has to meet the others below
-            pass
-    counter.free()
+class Round:
+    """One handing out of the numbers below ``n_items``: every rank draws for itself, then all close it together.
+
+    A rank that fails or leaves its loop waits for nobody: only ``close`` is collective.
+    """
+
+    def __init__(self, comm: Any, n_items: int, stop: Stop) -> None:
+        self._comm, self._n_items, self._stop = comm, n_items, stop
+        self._taken, self._asked = 0, False
+        self._counter = shared_counter(comm)
+        beforehand = itertools.count(comm.Get_rank(), comm.Get_size())
+        self._numbers: Iterator[int] = beforehand if self._counter is None else self._counter
+        self._answering = None if self._counter is None else Answering.where_needed(comm)
+
+    def __iter__(self) -> Iterator[int]:
+        longest_s = 0.0
+        while True:
+            self._asked = self._stop(longest_s)
+            if self._asked or (number := next(self._numbers)) >= self._n_items:
+                return
+            self._taken += 1
+            began = time.monotonic()
+            yield number
+            longest_s = max(longest_s, time.monotonic() - began)
+
+    def close(self) -> bool:
+        """Meet the other ranks when they have ended too; whether some were asked to stop and numbers are left over."""
+        if self._answering is not None:
+            self._answering.end()
+        ends = self._comm.allgather((self._asked, self._taken))
+        if self._counter is not None:
+            self._counter.free()
+        return any(asked for asked, _ in ends) and sum(taken for _, taken in ends) < self._n_items
 
 
-@contextmanager
-def _answering(comm: Any) -> Iterator[None]:
-    """Let rank 0, which holds the counter, answer the others while it works on an item of its own.
+class Answering:
+    """A thread of rank 0, which holds the counter, that answers the others while rank 0 works on an item of its own.
 
     Without hardware for one-sided access, MPI serves the counter only while its holder is inside an MPI call,
-    and a busy rank 0 makes all ranks wait for it. So a thread of rank 0 enters MPI every few milliseconds.
+    and a busy rank 0 makes all ranks wait for it. So the thread enters MPI every few milliseconds.
     """
-    from mpi4py import MPI
 
-    if comm.Get_rank() != 0 or MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-        yield
-        return
-    done = Event()
+    def __init__(self, comm: Any) -> None:
+        self._comm, self._done = comm, Event()
+        self._thread = Thread(target=self._answer, daemon=True)
+        self._thread.start()
 
-    def answer() -> None:
-        while not done.wait(ANSWER_EVERY_SECONDS):
-            comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
+    @classmethod
+    def where_needed(cls, comm: Any) -> "Answering | None":
+        """On rank 0, where MPI allows threads."""
+        from mpi4py import MPI
 
-    thread = Thread(target=answer, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+        needed = comm.Get_rank() == 0 and MPI.Query_thread() >= MPI.THREAD_MULTIPLE
+        return cls(comm) if needed else None
+
+    def end(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _answer(self) -> None:
+        from mpi4py import MPI
+
+        while not self._done.wait(ANSWER_EVERY_SECONDS):
+            self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)

@@ -126,6 +126,12 @@ def items_by_rank(done: subprocess.CompletedProcess) -> dict[int, list[int]]:
 
 
 TELL = "sys.stdout.write(f'{rank}: ' + ' '.join(map(str, mine)) + chr(10))\n"
+BROKEN_RMA = """
+from mpi4py import MPI
+import mpi4py.util.sync as sync
+def broken(comm): raise MPI.Exception(MPI.ERR_RMA_SYNC)
+sync.Counter = broken
+"""
 
 
 @pytest.mark.mpi
@@ -144,11 +150,7 @@ for item in team.take(range(20)):
 
 @pytest.mark.mpi
 def test_static_shares_where_one_sided_communication_fails(mpiexec):
-    body = f"""
-from mpi4py import MPI
-import mpi4py.util.sync as sync
-def broken(comm): raise MPI.Exception(MPI.ERR_RMA_SYNC)
-sync.Counter = broken
+    body = f"""{BROKEN_RMA}
 mine = list(team.take(range(10)))
 team.barrier()
 {TELL}"""
@@ -169,6 +171,92 @@ mine += [100 + item for item in team.take(range(2))]
 {TELL}"""
     taken = items_by_rank(run_ranks(mpiexec, 3, body))
     assert sorted(item for items in taken.values() for item in items) == [*range(12), 100, 101]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("counter", ["", BROKEN_RMA], ids=["shared-counter", "static-shares"])
+def test_a_team_that_is_asked_to_stop_ends_on_every_rank_with_whole_items(mpiexec, counter):
+    body = f"""{counter}
+from dataclasses import replace
+from hpc_cg.share import Stopped
+mine = []
+team = replace(team, stop=lambda longest: len(mine) == 2)
+try:
+    for item in team.take(range(12)):
+        mine.append(item)
+        time.sleep(0.02)
+    mine = ['not stopped']
+except Stopped:
+    pass
+team.barrier()
+{TELL}"""
+    taken = items_by_rank(run_ranks(mpiexec, 3, body))
+    assert [len(items) for items in taken.values()] == [2, 2, 2]
+    assert len({item for items in taken.values() for item in items}) == 6
+
+
+@pytest.mark.mpi
+def test_what_one_rank_leaves_the_others_take_and_that_is_no_stop(mpiexec):
+    body = f"""
+from dataclasses import replace
+mine, longest_seen = [], []
+def stop(longest):
+    longest_seen.append(longest)
+    return rank == 0 and len(mine) == 1
+for item in replace(team, stop=stop).take(range(12)):
+    mine.append(item)
+    time.sleep(0.05)
+assert longest_seen[0] == 0 and longest_seen[-1] >= 0.05
+{TELL}"""
+    taken = items_by_rank(run_ranks(mpiexec, 3, body))
+    assert len(taken[0]) == 1
+    assert sorted(item for items in taken.values() for item in items) == list(range(12))
+
+
+@pytest.mark.mpi
+def test_a_rank_that_left_its_loop_hears_of_the_stop_at_its_next_call(mpiexec):
+    body = f"""
+from dataclasses import replace
+from hpc_cg.share import Stopped
+mine = []
+team = replace(team, stop=lambda longest: rank == 1)
+for item in team.take(range(12)) if rank == 0 else ():
+    mine.append(item)
+    break
+try:
+    if rank == 1:
+        for item in team.take(range(12)): pass
+    team.barrier()
+    mine = ['not stopped']
+except Stopped:
+    mine.append(99)
+{TELL}"""
+    assert items_by_rank(run_ranks(mpiexec, 2, body)) == {0: [0, 99], 1: [99]}
+
+
+@pytest.mark.mpi
+def test_all_ranks_hear_what_the_first_one_knows(mpiexec):
+    body = f"""
+mine = team.tell([3, 1, 4] if rank == 0 else [])
+{TELL}"""
+    assert items_by_rank(run_ranks(mpiexec, 3, body)) == {member: [3, 1, 4] for member in range(3)}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failing_rank_does_not_wait_for_the_work_of_the_others(mpiexec, failing):
+    body = f"""
+with allocation.abort_together():
+    for item in team.take(range(1000)):
+        if rank == {failing}: raise BadFrames("reading a.trr", "no numbers in frame 7", "remove that frame")
+        time.sleep(0.1)
+    team.barrier()
+"""
+    start = time.monotonic()
+    done = run_ranks(mpiexec, 3, body)
+    assert time.monotonic() - start < 10
+    assert done.returncode != 0
+    assert "reading a.trr: found no numbers in frame 7. Remove that frame." in done.stderr
 
 
 @pytest.mark.mpi

@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from toy import write_study
 
+from hpc_cg.stages.product import owner
 from launch.resources import Resources
 from launch.templates import DEFAULTS, sbatch_text
 
@@ -56,7 +60,71 @@ def test_a_launch_without_mpi_is_noticed_by_every_process(slurm, mpiexec):
     done = run(slurm, "srun", "--mpi=none", *TWO_BY_TWO, sys.executable, "-c", TELL_RANK, check=False)
     assert done.returncode != 0
     assert done.stderr.count("BrokenLaunch: joining the 4 processes of this job: found an MPI world of 1") == 4
+    assert "srun --mpi=pmi2 for MPICH" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.mpi
+def test_a_stage_whose_srun_leaves_mpi_to_a_site_without_it_touches_nothing(slurm, mpiexec, tmp_path):
+    study = write_study(tmp_path)
+    here = slurm | {"SLURM_MPI_TYPE": "none"}  # stands for MpiDefault=none in slurm.conf
+    done = run(here, "srun", *TWO_BY_TWO, sys.executable, "-m", "jobs", "prepare", str(study), check=False)
+    assert done.returncode != 0
+    assert "hpc-cg: joining the 4 processes of this job: found an MPI world of 1." in done.stderr
+    assert "srun --mpi=pmi2 for MPICH" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.mpi
+def test_of_two_jobs_in_one_folder_the_second_is_refused_and_told_of_the_first(slurm, mpiexec, tmp_path):
+    study = write_study(tmp_path)
+    folder = tmp_path / "run" / "prepare"
+    hold = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from hpc_cg.stages import product\n"
+        "product.begin(Path(sys.argv[1]), '', {})\n"
+        "time.sleep(60)\n"
+    )
+    line = ["srun", "-N1", "-n1", "--mem=200", sys.executable, "-c", hold, str(folder)]
+    environ = slurm | {"PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(line, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        job = wait_for_owner(folder)
+        ranks = ("srun", "--mpi=pmi2", "--kill-on-bad-exit=1", *TWO_BY_TWO)
+        second = run(slurm, *ranks, sys.executable, "-m", "jobs", "prepare", str(study), check=False)
+    finally:
+        first.terminate()
+        first.wait(timeout=30)
+    assert second.returncode != 0
+    sentence = f"working in {folder}: found another run there: process "
+    assert second.stderr.count(sentence) == 1, second.stderr
+    assert f", job {job}. Wait for it or stop it" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def wait_for_owner(folder: Path) -> str:
+    """The job that works in a folder, as soon as one does."""
+    deadline = time.monotonic() + 30
+    while (found := owner(folder)) is None:
+        assert time.monotonic() < deadline, f"nobody has begun to work in {folder}"
+        time.sleep(0.1)
+    return found.job
+
+
+def test_a_job_knows_when_it_ends(slurm):
+    """Whether this Slurm sets SLURM_JOB_END_TIME or is asked for the time that is left."""
+    tell = (
+        "import os, subprocess, sys\n"
+        "from jobs.deadline import end_of_allocation\n"
+        "line = ['squeue', '-h', '-j', os.environ['SLURM_JOB_ID'], '-o', '%e']\n"
+        "ends = subprocess.run(line, capture_output=True, text=True, check=True).stdout\n"
+        "sys.stdout.write(f'{end_of_allocation(os.environ)} {ends}')\n"
+    )
+    done = run(slurm, "srun", "-n1", "--mem=200", "--time=7", sys.executable, "-c", tell)
+    found, ends = done.stdout.split()
+    assert float(found) == pytest.approx(datetime.fromisoformat(ends).timestamp(), abs=3)
 
 
 @pytest.mark.parametrize("stage", DEFAULTS)
