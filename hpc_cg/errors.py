@@ -40,12 +40,24 @@ class MissingInput(HpcCgError):
     """A file or folder that was named does not exist."""
 
 
+class MissingStride(MissingInput):
+    """The time between frames stands neither in the file nor in the study."""
+
+
 class UnreadableFile(HpcCgError):
     """A file that is truncated, of another format, or not permitted."""
 
 
+class ChangedFile(HpcCgError):
+    """A source file that is no longer the one that was indexed."""
+
+
 class BadFrames(HpcCgError):
     """Frames that hold no numbers where numbers are needed."""
+
+
+class BadWeights(HpcCgError):
+    """Weights of frames that do not belong to the archive, or are no weights."""
 
 
 class AtomCountMismatch(HpcCgError):

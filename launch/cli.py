@@ -34,20 +34,40 @@ def run(
         ),
     ],
     ranks: Annotated[int, typer.Option(min=0, help="Processes to use; 0 means one for each core.")] = 0,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only for prepare: try a few files, print what all will cost.")
+    ] = False,
+    bandwidth_gb_s: Annotated[
+        float | None,
+        typer.Option("--bandwidth-gb-s", min=0.001, help="With --estimate: what the file system gives all ranks."),
+    ] = None,
 ) -> None:
     """Run a stage, or all, here and now, with progress.
 
     What is sealed is skipped; what was interrupted continues where it stopped. A product that no longer fits the
     study is moved to run/superseded and made again.
 
-    [bold]Example:[/] hpc-cg run all study.toml
+    [bold]Examples:[/] hpc-cg run all study.toml     hpc-cg run prepare study.toml --estimate --ranks 64
     """
     try:
-        code = _run(words, ranks)
+        code = _estimate(words, ranks, bandwidth_gb_s) if estimate else _run(words, ranks)
     except KeyboardInterrupt:
         errors.print(STOPPED, soft_wrap=True)
         code = 130
     raise typer.Exit(code)
+
+
+def _estimate(words: list[str], ranks: int, bandwidth_gb_s: float | None) -> int:
+    import os
+
+    from launch.estimate import costs, table_of
+
+    target, path = _target(words)
+    if target not in ("prepare", "all"):
+        raise ConfigError("hpc-cg run --estimate", [f"{target} cannot be estimated: only prepare can."])
+    n_ranks = ranks or len(os.sched_getaffinity(0))
+    console.print(table_of(costs(_study(path)), n_ranks, bandwidth_gb_s))
+    return 0
 
 
 def _run(words: list[str], ranks: int) -> int:
@@ -125,14 +145,20 @@ def show(
 
 
 @app.command()
-def audit(study: StudyFile) -> None:
+def audit(
+    study: StudyFile,
+    repair: Annotated[bool, typer.Option("--repair", help="Withdraw shards that are not whole.")] = False,
+) -> None:
     """Prove that the products of a study are whole: every frame once, checksums, finite numbers, the archive unchanged.
 
-    Exits with 1 and lists every fault where they are not. [bold]Example:[/] hpc-cg audit study.toml
+    Exits with 1 and lists every fault where they are not. With --repair, shards that are not whole are withdrawn, and
+    the next run of their stage makes exactly these again.
+
+    [bold]Examples:[/] hpc-cg audit study.toml     hpc-cg audit --repair study.toml
     """
     from launch.inspect import audit_study
 
-    faults = audit_study(_study(study), lambda line: console.print(escape(line), soft_wrap=True))
+    faults = audit_study(_study(study), lambda line: console.print(escape(line), soft_wrap=True), repair)
     for fault in faults:
         errors.print(f"[red]fault:[/] {escape(fault)}", soft_wrap=True)
     raise typer.Exit(1 if faults else 0)

@@ -46,7 +46,7 @@ class Ended:
     """How a stage ended here.
 
     code      its exit code
-    message   what it said about a failure; empty where there was none
+    message   what it said about a failure, or, last, about where it stopped; empty where it is sealed
     log       where all that it said lies; None where that could not be written
     """
 

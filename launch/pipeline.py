@@ -31,7 +31,7 @@ def run_stages(study: Study, stages: tuple[str, ...], n_ranks: int, console: Con
         with watching(console, stage) as view:
             ended = run_stage(study, stage, n_ranks, view)
         if ended.code == PARTIAL:
-            console.print(f"  {stage:<10} [yellow]stopped and saved[/]; run again to continue", soft_wrap=True)
+            console.print(f"  [yellow]{escape(ended.message.splitlines()[-1])}[/]", soft_wrap=True)
             return PARTIAL
         if ended.code:
             errors.print(f"[red]error in {stage}:[/] {escape(ended.message)}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """The state of a study: each stage sealed with its figures, partial with its counts, stale, absent, or unreadable."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from rich.markup import escape
 from rich.table import Table
@@ -40,7 +41,9 @@ def survey(study: Study) -> tuple[Line, ...]:
         states = {}  # look at each alone, to find which it is
     for stage in study.stages:
         try:
-            own = states.get(stage) or state(study.folder(stage), study.fingerprint(stage), study.inputs(stage))
+            own = states.get(stage) or state(
+                study.folder(stage), study.fingerprint(stage), partial(study.inputs, stage)
+            )
             line = Line(stage, own, known(study, stage, own))
         except (HpcCgError, OSError) as error:
             fault = explain(error)

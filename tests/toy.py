@@ -47,6 +47,8 @@ TABLES: dict[str, dict[str, Any]] = {
         "map": "identity",
         "beads": list(BEADS),
         "stride_ps": 1.0,
+        "length_unit": "nm",
+        "force_unit": "kJ/mol/nm",
         "held_out_block_ps": 20.0,
         "held_out_period": 4,
         "shard_frames": 128,
@@ -88,6 +90,8 @@ def _table(name: str, table: dict[str, Any]) -> str:
     def value(x: Any) -> str:
         if isinstance(x, bool):
             return str(x).lower()
+        if isinstance(x, dict):
+            return "{ " + ", ".join(f"{key} = {value(y)}" for key, y in x.items()) + " }"
         if isinstance(x, list):
             return "[" + ", ".join(value(y) for y in x) + "]"
         return f'"{x}"' if isinstance(x, str) else repr(x)

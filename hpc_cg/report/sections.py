@@ -23,6 +23,8 @@ from hpc_cg.report.page import Figure, Quarantined, Section
 from hpc_cg.report.tables import Row, Table, judged_row, significant, with_error
 
 Arrays = Mapping[str, np.ndarray]
+LISTED = 200
+"""Runs of quarantined frames that the page names."""
 
 
 def estimate_rows(estimates: Mapping[str, Any]) -> tuple[Row, ...]:
@@ -110,6 +112,12 @@ def forces(
     text = "A map is valid where atoms held together rigidly share one coefficient. " + (
         f"Here the slice map is not: it splits {len(broken)} rigid groups." if broken else "Here every map is."
     )
+    if fitted["ridge_tried"]:
+        text += (
+            f" The ridge of the optimal map, {significant(fitted['ridge'], 3)} (kJ/mol/nm)², was the best of "
+            f"{len(fitted['ridge_tried'])} in cross-validation over blocks of trajectory."
+        )
+    text += "".join(f" {warning}" for warning in fitted["warnings"])
     return Section("Forces", text=text, tables=tuple(tables), figures=tuple(pictures))
 
 
@@ -156,14 +164,29 @@ def simulation(arrays: Arrays, save_ps: float, timestep_ps: float, lost: Sequenc
 
 
 def left_out(
-    frames: Sequence[Mapping[str, Any]], replicas: Sequence[Mapping[str, Any]], estimates: Sequence[str]
+    frames: Sequence[Mapping[str, Any]],
+    unreadable: Sequence[Mapping[str, str]],
+    replicas: Sequence[Mapping[str, Any]],
+    estimates: Sequence[str],
 ) -> tuple[Quarantined, ...]:
-    """Everything that was left out of the numbers: frames, replicas, estimates, and why."""
+    """Everything that was left out of the numbers: files, frames, replicas, estimates, and why.
+
+    Of a long list of frames the first LISTED runs are named and the others counted.
+    """
+    rest = frames[LISTED:]
+    more = f"{sum(row['frames'] for row in rest):,} more frames"
     return (
-        *(Quarantined(f"frame {row['frame']}", row["path"], row["reason"]) for row in frames),
+        *(Quarantined("file", row["path"], row["reason"]) for row in unreadable),
+        *(Quarantined(_frames(row), row["path"], row["reason"]) for row in frames[:LISTED]),
+        *([Quarantined(more, "see quarantine.json of the stage prepare", "")] if rest else []),
         *(Quarantined(f"replica {row['replica']}", f"from step {row['step']}", row["reason"]) for row in replicas),
         *(Quarantined("estimate", "comparison with the reference", text) for text in estimates),
     )
+
+
+def _frames(row: Mapping[str, Any]) -> str:
+    first, count = row["frame"], row["frames"]
+    return f"frame {first}" if count == 1 else f"frames {first} to {first + count - 1}"
 
 
 def _marginals(arrays: Arrays, kind: str, system: BeadSystem, terms: Sequence[tuple[int, ...]]) -> list[Marginal]:

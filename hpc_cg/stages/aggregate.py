@@ -15,6 +15,7 @@ from hpc_cg import errors
 from hpc_cg.config import STRICT
 from hpc_cg.files import digest, read_json, write_arrays, write_json
 from hpc_cg.share import Team
+from hpc_cg.stages.molecules import Place
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     if team.share.index != 0:
         return
     config: AggregateConfig = study.tables["aggregate"]
-    molecule = study.tables["prepare"].molecule
+    molecule = study.molecule
     limit = study.tables["train"].memory_limit_gb
-    labels, spec = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed, limit)
+    labels, spec = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed, limit, part=True)
     clean, noised = reference_samples(study, labels)
     model = model_sample(study)
     steps = 3 if noised is not None else 2
@@ -86,10 +87,11 @@ def reference_samples(study: "Study", labels: "Labels") -> "tuple[Sample, Sample
     """Every usable frame of the archive, clean, and with the kernel's noise where it has any."""
     from hpc_cg.analysis.estimate import contiguous_blocks
     from hpc_cg.analysis.sample import Sample
+    from hpc_cg.archive.catalogue import Catalogue
 
     config: AggregateConfig = study.tables["aggregate"]
     frames = labels.frames
-    stride_ps = read_json(study.folder("prepare") / "segments.json")[0]["stride_ps"]
+    stride_ps = Catalogue(Place(study.folder("prepare"), study.molecule).index)[0].stride_ps
     lengths = np.bincount(frames.segment).tolist()
     blocks = contiguous_blocks(lengths, max(1, round(config.block_ps / stride_ps)))
     weights = frames.weights.astype(np.float64)

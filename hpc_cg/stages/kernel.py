@@ -16,8 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT
 from hpc_cg.errors import MissingForces
-from hpc_cg.files import digest, read_arrays, write_json
+from hpc_cg.files import digest, read_arrays, read_json, write_json
 from hpc_cg.share import Team
+from hpc_cg.stages.molecules import Place, molecules_of
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
@@ -80,11 +81,9 @@ def stored_spec(config: KernelConfig, source: "StoreSpec", prepared: str) -> "St
 
 def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     """Fit W, and where draws are stored label every shard."""
-    from hpc_cg.kernels.mixing import label_mean_square
     from hpc_cg.stages.product import need_seal
-    from hpc_cg.store import layout
+    from hpc_cg.store import layout, writer
     from hpc_cg.store.dataset import open_spec
-    from hpc_cg.store.writer import read_commit
 
     config: KernelConfig = study.tables["kernel"]
     if config.kind != "noise" and not study.tables["prepare"].forces:
@@ -94,41 +93,56 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
             'set kernel.kind = "noise", or prepare an archive with forces',
         )
     folder, prepared = study.folder("kernel"), study.folder("prepare")
-    fitted = read_arrays(prepared / "map.npz")
-    kernel = build(config, fitted["second_moment"], study.study.temperature_K)
+    names = [molecule.name for molecule in molecules_of(study.tables["prepare"])]
+    fitted = {name: read_arrays(Place(prepared, name).map_arrays) for name in names}
+    kernels = {
+        name: build(config, arrays["second_moment"], study.study.temperature_K) for name, arrays in fitted.items()
+    }
     first = team.share.index == 0
-    if first and config.kind != "none":
-        mixing = getattr(kernel, "mixing", None)
-        sides = {
-            side: label_mean_square(mixing, fitted[name], config.sigma_nm, study.study.temperature_K)
-            for side, name in (("train", "second_moment"), ("held_out", "second_moment_held_out"))
-        }
-        write_json(
-            folder / "kernel.json",
-            asdict(config)
-            | {
-                "mixing": None if mixing is None else mixing.tolist(),
-                "label_mean_square": {side: float(values.mean()) for side, values in sides.items()},
-            },
-        )
-    elif first:
-        moments = {"train": fitted["second_moment"], "held_out": fitted["second_moment_held_out"]}
-        values = {side: float(np.diag(moment).mean()) for side, moment in moments.items()}
-        write_json(folder / "kernel.json", asdict(config) | {"mixing": None, "label_mean_square": values})
+    if first:
+        records = {name: _record(study, kernels[name], fitted[name]) for name in names}
+        write_json(folder / "kernel.json", asdict(config) | {"molecules": records})
     if config.draws != "stored":
         return
-    source = open_spec(prepared / layout.STORE, study.tables["prepare"].molecule)
-    spec = stored_spec(config, source, need_seal(prepared, "kernel").identity)
+    identity = need_seal(prepared, "kernel").identity
+    sources = [open_spec(prepared / layout.STORE, name) for name in names]
+    specs = [stored_spec(config, source, identity) for source in sources]
+    store = folder / layout.STORE
     if first:
-        layout.create(folder / layout.STORE, spec)
+        for spec in specs:
+            layout.create(store, spec)
     team.barrier()
-    done = 0
-    todo = [shard for shard in range(spec.n_shards) if read_commit(folder / layout.STORE, spec, shard) is None]
-    progress("drawing labels", done, spec.n_frames, "frames")
-    for shard in team.take(todo):
-        label_shard(study, kernel, source, spec, shard)
-        done += spec.frames_of(shard)[1] - spec.frames_of(shard)[0]
-        progress("drawing labels", done, spec.n_frames, "frames")
+    todo = team.tell(
+        [(n, shard) for n, spec in enumerate(specs) for shard in writer.holes(store, spec)] if first else []
+    )
+    total = sum(spec.n_frames for spec in specs)
+    done = total - sum(specs[n].length(shard) for n, shard in todo) if first else 0
+    progress("drawing labels", done, total, "frames")
+    for n, shard in team.take(todo):
+        label_shard(study, kernels[names[n]], sources[n], specs[n], shard)
+        done += specs[n].length(shard)
+        progress("drawing labels", done, total, "frames")
+    team.barrier()
+    if first:
+        for spec in specs:
+            writer.summarise(store, spec)
+
+
+def _record(study: "Study", kernel: "Kernel", fitted: dict[str, np.ndarray]) -> dict[str, Any]:
+    """W, and the mean square of the labels per frame and axis on frames fitted on and held out, (kJ/mol/nm)²."""
+    from hpc_cg.kernels.mixing import label_mean_square
+
+    config: KernelConfig = study.tables["kernel"]
+    moments = {"train": fitted["second_moment"], "held_out": fitted["second_moment_held_out"]}
+    if config.kind == "none":
+        values = {side: float(np.diag(moment).mean()) for side, moment in moments.items()}
+        return {"mixing": None, "label_mean_square": values}
+    mixing = getattr(kernel, "mixing", None)
+    values = {
+        side: float(label_mean_square(mixing, moment, config.sigma_nm, study.study.temperature_K).mean())
+        for side, moment in moments.items()
+    }
+    return {"mixing": None if mixing is None else mixing.tolist(), "label_mean_square": values}
 
 
 def label_shard(study: "Study", kernel: "Kernel", source: "StoreSpec", spec: "StoreSpec", shard: int) -> None:
@@ -160,23 +174,23 @@ def label_shard(study: "Study", kernel: "Kernel", source: "StoreSpec", spec: "St
 
 def finish(study: "Study") -> tuple[str, dict[str, Any]]:
     """Digest and figures of the kernel."""
-    from hpc_cg.files import read_json
-    from hpc_cg.store import layout
+    from hpc_cg.store import layout, writer
     from hpc_cg.store.dataset import open_spec
-    from hpc_cg.store.writer import read_commit
 
     folder = study.folder("kernel")
     fitted = read_json(folder / "kernel.json")
     summary: dict[str, Any] = {
         "kind": fitted["kind"],
         "sigma_nm": fitted["sigma_nm"],
-        "label_mean_square": fitted["label_mean_square"],
+        "label_mean_square": {name: record["label_mean_square"] for name, record in fitted["molecules"].items()},
     }
     crc: list[Any] = []
     if study.tables["kernel"].draws == "stored":
-        spec = open_spec(folder / layout.STORE, study.tables["prepare"].molecule)
-        commits = [read_commit(folder / layout.STORE, spec, shard) for shard in range(spec.n_shards)]
-        crc = [commit.crc for commit in commits if commit]
-        assert len(crc) == spec.n_shards, "a stage is finished when every shard is committed"
-        summary["labelled"] = sum(commit.n_good for commit in commits if commit)
+        summary["labelled"] = 0
+        for name in fitted["molecules"]:
+            spec = open_spec(folder / layout.STORE, name)
+            commits = writer.committed(folder / layout.STORE, spec)
+            assert len(commits) == spec.n_shards, "a stage is finished when every shard is committed"
+            crc.append([commits[shard].crc for shard in range(spec.n_shards)])
+            summary["labelled"] += sum(commit.n_good for commit in commits.values())
     return digest([fitted, crc]), summary

@@ -14,6 +14,7 @@ import platform
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -26,6 +27,7 @@ from hpc_cg.files import (
     digest,
     digest_content,
     explain_write_errors,
+    fsync_folder,
     read_json,
     sweep_partial,
     write_json,
@@ -104,11 +106,11 @@ def need_seal(folder: Path, asked_by: str) -> Seal:
     return seal
 
 
-def state(folder: Path, fingerprint: str, inputs: dict[str, str]) -> State:
-    """Compare a folder with what the study asks for now."""
+def state(folder: Path, fingerprint: str, inputs: Callable[[], dict[str, str]]) -> State:
+    """Compare a folder with what the study asks for now; ``inputs`` are asked for only where it is sealed."""
     seal = read_seal(folder)
     if seal is not None:
-        return State.SEALED if (seal.fingerprint, seal.inputs) == (fingerprint, inputs) else State.STALE
+        return State.SEALED if seal.fingerprint == fingerprint and seal.inputs == inputs() else State.STALE
     return State.PARTIAL if (folder / INTENT).exists() else State.ABSENT
 
 
@@ -152,6 +154,19 @@ def seal(
     write_json(folder / SEALED, vars(value))
     release(folder)
     return value
+
+
+def unseal(folder: Path) -> None:
+    """Take back a seal, so that the stage counts as half done; raises FolderBusy, DamagedProduct, FolderNotWritable."""
+    _claim(folder)
+    try:
+        found = read_seal(folder)
+        assert found is not None, "only what is sealed is unsealed"
+        with explain_write_errors(folder):
+            (folder / SEALED).unlink()
+            fsync_folder(folder)
+    finally:
+        release(folder)
 
 
 def release(folder: Path) -> None:

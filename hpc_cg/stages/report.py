@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from hpc_cg.config import STRICT
 from hpc_cg.files import digest, digest_bytes, read_arrays, read_json, write_json
 from hpc_cg.share import Team
+from hpc_cg.stages.molecules import FAULTS, QUARANTINE, Place
 from hpc_cg.stages.product import need_seal
 from hpc_cg.stages.progress import Heartbeat
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from hpc_cg.stages.study import Study
 
 PAGE = "report.html"
+LISTED = 100
+"""Segments of the archive that the page names."""
+
 NOTES = (
     "Kinetic temperatures are read from full-step velocities, which BAOAB leaves too cold for stiff modes: a mode "
     "of frequency ω shows T(1 − (ω·dt)²/4). Positions are what this report judges.",
@@ -52,13 +56,16 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     kernel = read_json(study.folder("kernel") / "kernel.json")
     lost = read_json(simulated / "quarantine.json")
     summary = summary_rows(study, estimates)
-    system = open_spec(prepared / STORE, study.tables["prepare"].molecule).system
+    system = open_spec(prepared / STORE, study.molecule).system
     simulate = study.tables["simulate"]
     chapters = (
         sections.landscape(arrays),
         sections.local_structure(arrays, system),
         sections.forces(
-            read_json(prepared / "map.json"), kernel["label_mean_square"], estimates["integration"], arrays
+            read_json(Place(prepared, study.molecule).map_record),
+            kernel["molecules"][study.molecule]["label_mean_square"],
+            estimates["integration"],
+            arrays,
         ),
         sections.training(_curves(trained / "curves.jsonl"), read_json(trained / "errors.json")),
         sections.simulation(arrays, simulate.save_ps, simulate.timestep_ps, lost),
@@ -70,7 +77,9 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         estimates=sections.estimate_rows(estimates),
         estimates_note=sections.sizes_note(estimates),
         sections=tuple(chapter for chapter in chapters if chapter is not None),
-        quarantine=sections.left_out(read_json(prepared / "quarantine.json"), lost, estimates["left_out"]),
+        quarantine=sections.left_out(
+            read_json(prepared / QUARANTINE), read_json(prepared / FAULTS), lost, estimates["left_out"]
+        ),
         provenance=provenance(study),
         notes=NOTES,
     )
@@ -126,7 +135,7 @@ def summary_rows(study: "Study", estimates: dict[str, Any]) -> list[tuple[str, s
 def _subtitle(study: "Study", kernel: dict[str, Any]) -> str:
     blur = "" if kernel["kind"] == "none" else f", σ = {kernel['sigma_nm']} nm"
     words = {"none": "mapped forces", "noise": "noise", "noise+forces": "noise with mapped forces"}[kernel["kind"]]
-    return f"{study.tables['prepare'].molecule} at {study.study.temperature_K:g} K, trained on {words}{blur}"
+    return f"{study.molecule} at {study.study.temperature_K:g} K, trained on {words}{blur}"
 
 
 def _curves(path: Path) -> list[dict[str, float]]:
@@ -135,6 +144,8 @@ def _curves(path: Path) -> list[dict[str, float]]:
 
 def provenance(study: "Study") -> dict[str, Any]:
     """From the figures back to the files: settings, inputs, versions and digests of every product."""
+    from hpc_cg.archive.catalogue import Catalogue
+
     chain: dict[str, Any] = {"study": {"file": str(study.path), "temperature_K": study.study.temperature_K}}
     for stage in study.stages[:-1]:
         seal = need_seal(study.folder(stage), "report")
@@ -144,10 +155,20 @@ def provenance(study: "Study") -> dict[str, Any]:
             "settings": seal.settings,
             "made": seal.made,
         }
-    segments = read_json(study.folder("prepare") / "segments.json")
-    chain["archive"] = [{key: row[key] for key in ("path", "n_frames", "stride_ps", "digest")} for row in segments]
+    place = Place(study.folder("prepare"), study.molecule)
+    catalogue = Catalogue(place.index)
+    chain["archive"] = {
+        "segments": len(catalogue),
+        "frames": catalogue.n_frames,
+        "first": [
+            {"path": found.path, "frames": found.n_frames, "stride_ps": found.stride_ps, "digest": found.digest}
+            for found in catalogue[:LISTED]
+        ],
+    }
     chain["map"] = {
-        key: value for key, value in read_json(study.folder("prepare") / "map.json").items() if key != "mean_square"
+        key: value
+        for key, value in read_json(place.map_record).items()
+        if key not in ("mean_square", "ridge_tried", "atoms")
     }
     return chain
 

@@ -114,9 +114,9 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     folder = study.folder("simulate")
     blocks = folder / "blocks"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    molecule = study.tables["prepare"].molecule
+    molecule = study.molecule
     limit = study.tables["train"].memory_limit_gb
-    labels, _ = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed, limit)
+    labels, _ = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed, limit, part=True)
     forcefield, step = load_forcefield(study.folder("train"))
     forcefield = forcefield.to(device)
     system = forcefield.system
@@ -176,7 +176,7 @@ def collect(study: "Study") -> None:
 
     config: SimulateConfig = study.tables["simulate"]
     folder = study.folder("simulate")
-    system = open_spec(study.folder("prepare") / STORE, study.tables["prepare"].molecule).system
+    system = open_spec(study.folder("prepare") / STORE, study.molecule).system
     recorder.write_zarr(
         folder / recorder.ENSEMBLE,
         folder / "blocks",

@@ -5,6 +5,7 @@ leaves early products sealed, changing an early one makes the later ones stale.
 """
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT, parse_tables, read_toml
 from hpc_cg.files import digest
-from hpc_cg.stages import prepare, simulate, train
+from hpc_cg.stages import molecules, prepare, simulate, train
 from hpc_cg.stages.aggregate import AggregateConfig
 from hpc_cg.stages.kernel import KernelConfig
 from hpc_cg.stages.prepare import PrepareConfig
@@ -81,6 +82,11 @@ class Study:
         return self.run_folder / stage
 
     @property
+    def molecule(self) -> str:
+        """The molecule that is trained on and simulated; raises ConfigError where none of several is named."""
+        return molecules.only_molecule(self, "train.molecule", self.tables["train"].molecule)
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages of this study in order; ``reference`` only where the study makes its own archive."""
         return tuple(name for name in UPSTREAM if name in self.tables)
@@ -97,13 +103,18 @@ class Study:
         """Identity of each upstream seal that is there; for prepare also of the archive's files and the topology."""
         seals = {name: read_seal(self.folder(name)) for name in self.upstream(stage)}
         found = {name: seal.identity for name, seal in seals.items() if seal is not None}
-        return found | (prepare.sources(self) if stage == "prepare" else {})
+        return found | (molecules.sources(self) if stage == "prepare" else {})
+
+    def intent(self, stage: str) -> dict[str, str]:
+        """What a half-made product was begun with, if it may be continued: as ``inputs``, but for prepare cheap."""
+        upstream = {name: seal.identity for name in self.upstream(stage) if (seal := read_seal(self.folder(name)))}
+        return upstream | (molecules.intent(self) if stage == "prepare" else {})
 
     def states(self) -> dict[str, State]:
         """Each stage: sealed, stale, partial or absent; stale too where something before it is not sealed."""
         found: dict[str, State] = {}
         for stage in self.stages:
-            own = state(self.folder(stage), self.fingerprint(stage), self.inputs(stage))
+            own = state(self.folder(stage), self.fingerprint(stage), partial(self.inputs, stage))
             whole = all(found[name] == State.SEALED for name in self.upstream(stage))
             found[stage] = State.STALE if own == State.SEALED and not whole else own
         return found

@@ -347,6 +347,17 @@ def test_sigterm_ends_a_run_like_ctrl_c(done: tuple[Path, str], tmp_path: Path) 
     assert not alive(members)
 
 
+@pytest.mark.parametrize("ranks", ONE_AND_TWO)
+def test_a_run_whose_time_is_over_says_where_it_stopped_and_the_next_one_goes_on(tmp_path: Path, ranks: int) -> None:
+    study = write_study(tmp_path)
+    line = [*HPC_CG, "run", "all", str(study), "--ranks", str(ranks)]
+    over = ENVIRONMENT | {"HPC_CG_END_TIME": str(time.time())}
+    stopped = subprocess.run(line, env=over, capture_output=True, text=True, timeout=60, check=False)
+    assert stopped.returncode == 75, stopped.stderr
+    assert "prepare stopped at a safe place; run it again to continue" in words(stopped.stdout)
+    assert hpc_cg("run", "prepare", study, "--ranks", 1).returncode == 0
+
+
 def test_every_command_explains_itself() -> None:
     for command in ("run", "status", "show", "audit", "templates"):
         text = hpc_cg(command, "--help").stdout
