@@ -1,8 +1,8 @@
 """Time and memory of the optimal force map from streamed moments, beside a solve with all forces in memory.
 
-Forces are made up, with rigid pairs, for a chain of 60 beads in 300 atoms. Streamed, they come a block at a time as from
-a reader and leave only second moments; in memory, all frames make one least-squares problem, solved for each bead by
-its own equations. Both have to give the same map. Memory is what the process holds beyond a bare interpreter with numpy.
+Forces are made up, with rigid pairs, for a chain of 60 beads in 300 atoms. Streamed, they come a block at a time as
+from a reader and leave only second moments; in memory, all frames make one least-squares problem, solved for each bead
+by its own equations. Both have to give the same map. Memory is what the process holds beyond a bare interpreter.
 """
 
 import resource

@@ -132,8 +132,9 @@ def bare_decode(folder: Path, suffix: str) -> None:
 
 
 def prepare_once(path: Path) -> None:
-    """What each rank does: the stage's work, timed between barriers; rank 0 prints seconds and MB."""
+    """What each rank does on a core of its own: the stage's work, timed; rank 0 prints seconds and MB."""
     study, team = read_study(path), team_for(os.environ)
+    _bind(team.share.index)
     study.folder("prepare").mkdir(parents=True, exist_ok=True)
     team.barrier()
     began = time.perf_counter()
@@ -145,6 +146,12 @@ def prepare_once(path: Path) -> None:
     if team.share.index == 0:
         peaks = [json.loads(record.read_text()) for record in path.parent.glob("peak-*")]
         print(json.dumps([spent, max(peaks)]))
+
+
+def _bind(rank: int) -> None:
+    """Give this process one core of its own, as a scheduler does: zarr's threads would use those of others."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
 
 
 def _peak_mb() -> float:

@@ -254,10 +254,10 @@ def mapped(archive: Archive, spec: StoreSpec, mapping: Mapping, shard: int) -> t
         kept = good & ~collapsed
         # centred in double precision: absolute coordinates far from the origin would cost digits
         positions -= positions.mean(axis=1, keepdims=True)
-        arrays = {"positions": positions.astype(np.float32)}
+        arrays = {"positions": positions.astype(np.float32, order="C")}
         if with_forces:
             assert frames.forces is not None, "segments without forces are refused before"
-            arrays["forces"] = mapping.forces.apply_forces(frames.forces).astype(np.float32)
+            arrays["forces"] = mapping.forces.apply_forces(frames.forces).astype(np.float32, order="C")
         if not kept.all():
             arrays = {name: np.where(kept[:, None, None], values, np.nan) for name, values in arrays.items()}
         weights = np.where(kept, archive.weights(piece), 0).astype(np.float32)

@@ -102,9 +102,15 @@ class Whole:
 
     def _suspects(self, positions: np.ndarray, cell: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """Which of ``frames`` may have a bond longer than half a height: in most archives none, quickly seen."""
-        steps = (positions[:, self.children] - positions[:, self.parents]).reshape(len(positions), -1)
+        steps = self._bond_vectors(positions).reshape(len(positions), -1)
         longest = np.maximum(steps.max(axis=1, initial=0), -steps.min(axis=1, initial=0))[frames]
         return ~(np.sqrt(3) * longest < 0.49 * _heights(cell[frames].astype(np.float64)))
+
+    def _bond_vectors(self, positions: np.ndarray) -> np.ndarray:
+        """From parent to child along each bond of the tree, (frame edge 3)."""
+        if np.array_equal(self.children, np.arange(1, len(self.chain))) and (self.children - self.parents == 1).all():
+            return positions[:, 1:] - positions[:, :-1]  # an unbranched chain, as of Cα atoms: nothing to look up
+        return positions[:, self.children] - positions[:, self.parents]
 
     def _along_bonds(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Whole numbers of lattice vectors that each atom has to move by, (frame atom 3)."""

@@ -72,10 +72,10 @@ def write_shard(folder: Path, spec: StoreSpec, shard: int, content: ShardFrames)
     start, stop = spec.frames_of(shard)
     assert len(content.weights) == stop - start, "a shard is written whole"
     content = ShardFrames(
-        arrays={name: content.arrays[name].astype(np.float32) for name in spec.arrays},
-        frame_index=content.frame_index.astype(np.int64),
-        segment=content.segment.astype(np.int32),
-        weights=content.weights.astype(np.float32),
+        arrays={name: content.arrays[name].astype(np.float32, copy=False) for name in spec.arrays},
+        frame_index=content.frame_index.astype(np.int64, copy=False),
+        segment=content.segment.astype(np.int32, copy=False),
+        weights=content.weights.astype(np.float32, copy=False),
     )
     arrays, files = open_arrays(folder, spec, "r+"), shard_files(folder, spec, shard)
     withdraw(folder, spec, shard)  # a half-replaced shard must not pass for the one that was committed
