@@ -13,7 +13,7 @@ class HpcCgError(ValueError):
 
     def __init__(self, asked: str, found: str, change: str):
         self.asked, self.found, self.change = asked, found, change
-        super().__init__(f"{asked}: found {found}. {change[:1].upper()}{change[1:]}.")
+        super().__init__(f"{asked}: found {found.rstrip('.')}. {change[:1].upper()}{change[1:].rstrip('.')}.")
 
     def __reduce__(self) -> tuple:
         return type(self), (self.asked, self.found, self.change)

@@ -33,12 +33,12 @@ class AtomFrames:
     @property
     def finite(self) -> np.ndarray:
         """Which frames hold numbers only; shape (frame,), bool."""
-        good = _finite(self.positions)
-        return good if self.forces is None else good & _finite(self.forces)
+        good = finite_frames(self.positions)
+        return good if self.forces is None else good & finite_frames(self.forces)
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    """Which frames are numbers only. A sum that is a number has only such terms, and a sum is quickly made."""
+def finite_frames(values: np.ndarray) -> np.ndarray:
+    """Which frames (first axis) are numbers only; a sum that is a number has only such terms, and is quickly made."""
     with np.errstate(invalid="ignore", over="ignore"):
         good = np.isfinite(values.reshape(len(values), -1).sum(axis=1))
     suspect = np.flatnonzero(~good)

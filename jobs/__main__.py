@@ -184,6 +184,9 @@ def main(arguments: list[str]) -> int:
     except HpcCgError as error:
         logger.error("%s", error)
         return error.exit_code
+    except OSError as error:
+        logger.error("%s: %s", error.filename or "a file", error.strerror or error)
+        return 1
     except KeyboardInterrupt:
         logger.error("interrupted; what was sealed or committed stays, run again to continue")
         return 130

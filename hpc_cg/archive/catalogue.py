@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from hpc_cg.archive.index import Described, Segment
-from hpc_cg.errors import UnreadableFile
-from hpc_cg.files import write_arrays, write_atomic
+from hpc_cg.errors import MissingInput, MissingStride, UnreadableFile
+from hpc_cg.files import read_arrays, write_arrays, write_atomic
 
 SOURCES_PER_PART = 64
 
@@ -54,15 +54,15 @@ class Catalogue(Sequence[Segment]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with np.load(folder / "columns.npz", allow_pickle=False) as columns:
-            self.n_frames_of: Int64[np.ndarray, "segment"] = columns["n_frames"]
-            self.n_atoms_of: Int64[np.ndarray, "segment"] = columns["n_atoms"]
-            self._line: Int64[np.ndarray, "line"] = columns["line"]
-            self._row: Int64[np.ndarray, "segment"] = columns["row"]
+        columns = read_arrays(folder / "columns.npz")
+        self.n_frames_of: Int64[np.ndarray, "segment"] = columns["n_frames"]
+        self.n_atoms_of: Int64[np.ndarray, "segment"] = columns["n_atoms"]
+        self._line: Int64[np.ndarray, "line"] = columns["line"]
+        self._row: Int64[np.ndarray, "segment"] = columns["row"]
         self.first: Int64[np.ndarray, "boundary"] = np.concatenate([[0], np.cumsum(self.n_frames_of)])
         self._rows = np.load(folder / "rows.npy", mmap_mode="r")
         with (folder / "segments.jsonl").open("rb") as file:
-            self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(self) else b""
 
     def __len__(self) -> int:
         return len(self.n_frames_of)
@@ -131,7 +131,9 @@ def describe_part(
     for source in sources[part * SOURCES_PER_PART : (part + 1) * SOURCES_PER_PART]:
         try:
             described = describe(source)
-        except UnreadableFile as error:
+        except MissingStride:
+            raise
+        except (UnreadableFile, MissingInput) as error:  # gone, or a link that leads nowhere
             lines.append(json.dumps({"path": source.path, "reason": str(error)}))
             continue
         for found in described:
@@ -141,6 +143,12 @@ def describe_part(
     rows = np.concatenate(tables) if tables else np.zeros((0, 2), np.int64)
     write_atomic(part_path(folder, part).with_suffix(".npy"), lambda file: np.save(file, rows))
     _write_lines(part_path(folder, part), lines)
+
+
+def is_done(folder: Path, part: int) -> bool:
+    """Whether a part is there and every source of it could be read: those that could not are tried again."""
+    path = part_path(folder, part)
+    return path.exists() and not any(line.startswith(b"{") for line in path.read_bytes().splitlines())
 
 
 def merge(folder: Path, sources: Sequence[Source]) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from hpc_cg.archive.index import force_scale_warning
 from hpc_cg.archive.trail import Trail
 from hpc_cg.archive.weights import FrameWeights
 from hpc_cg.errors import BadFrames, UnreadableFile
-from hpc_cg.frames import AtomFrames
+from hpc_cg.frames import AtomFrames, finite_frames
 from hpc_cg.mapping.constraints import DistanceMoments, candidate_pairs
 from hpc_cg.mapping.fitting import Reduction
 from hpc_cg.mapping.maps import CGMap
@@ -44,6 +44,7 @@ SMALL_FIT_PART, LARGEST_FIT_PART = 2048, 65536
 
 NOT_FINITE = "positions or forces that are no numbers"
 COLLAPSED = "all beads in one place"
+TOO_STRONG = "forces beyond prepare.force_limit"
 
 
 @dataclass(frozen=True)
@@ -177,19 +178,30 @@ def fit_ranges(n_frames: int, wanted: int) -> tuple[tuple[int, int], ...]:
     return tuple((start, min(start + length, end)) for start, end in pairwise(firsts))
 
 
-def measure(archive: Archive, rule: tuple[int, int], reduction: Reduction, frames: tuple[int, int]) -> FitMoments:
-    """Weighted moments of the forces of the good frames in a range; ``rule`` says which are held out."""
-    total = reduction.empty
+def measure(
+    archive: Archive,
+    rule: tuple[int, int],
+    reduction: Reduction,
+    frames: tuple[int, int],
+    force_limit: float = np.inf,
+) -> tuple[FitMoments, int]:
+    """Weighted moments of the forces of the good frames in a range, and how many frames could not be read.
+
+    rule          which frames are held out (StoreSpec.held_out)
+    force_limit   as of ``mapped``
+    """
+    total, lost = reduction.empty, 0
     for found in blocks(archive, *frames, archive.atoms, forces=True):
         if isinstance(found, Lost):
-            continue  # the pass that maps meets the same file and lists it
+            lost += found.piece.stop - found.piece.start
+            continue
         piece, block = found
         assert block.forces is not None, "segments without forces are refused before"
         weights = archive.weights(piece)
-        used = block.finite & (weights > 0)
+        used = block.finite & ~_too_strong(block.forces, force_limit) & (weights > 0)
         out = _held_out(piece, rule)
         total = total + reduction.moments(block.forces, weights, used & ~out, used & out)
-    return total
+    return total, lost
 
 
 def _held_out(piece: Piece, rule: tuple[int, int]) -> Bool[np.ndarray, "frame"]:
@@ -236,36 +248,61 @@ def _cut(cg_map: CGMap, atoms: Int64[np.ndarray, "atom"]) -> CGMap:
     return CGMap(cg_map.coordinate[:, atoms], cg_map.force[:, atoms], cg_map.system)
 
 
-def mapped(archive: Archive, spec: StoreSpec, mapping: Mapping, shard: int) -> tuple[ShardFrames, list[dict[str, Any]]]:
-    """The mapped frames of a shard, and which frames are quarantined and why; those are NaN with weight zero."""
-    parts: list[ShardFrames] = []
+def mapped(
+    archive: Archive, spec: StoreSpec, mapping: Mapping, shard: int, force_limit: float = np.inf
+) -> tuple[ShardFrames, list[dict[str, Any]]]:
+    """The mapped frames of a shard, and which frames are quarantined and why; those are NaN with weight zero.
+
+    force_limit   largest component of an atomic force, kJ/mol/nm, that a frame may have
+    """
+    first, stop = spec.frames_of(shard)
+    content = _nothing(stop - first, spec)
     quarantine: list[dict[str, Any]] = []
-    with_forces = "forces" in spec.arrays
-    for found in blocks(archive, *spec.frames_of(shard), mapping.atoms, with_forces):
+    place = 0
+    for found in blocks(archive, first, stop, mapping.atoms, "forces" in spec.arrays):
+        piece = found.piece if isinstance(found, Lost) else found[0]
+        rows = slice(place, place + piece.stop - piece.start)
+        place = rows.stop
+        content.frame_index[rows] = np.arange(piece.start, piece.stop)
+        content.segment[rows] = piece.segment
         if isinstance(found, Lost):
-            parts.append(_nothing(found.piece, spec))
-            quarantine.append(_row(archive, found.piece, found.reason, again=True))
+            quarantine.append(_row(archive, piece, found.reason, again=True))
             continue
-        piece, frames = found
-        good = frames.finite
-        anchors = frames.positions if len(mapping.anchors) == frames.n_atoms else frames.positions[:, mapping.anchors]
-        positions = mapping.positions.apply_positions(mapping.whole.apply(anchors, frames.cell))
-        collapsed = good & _in_one_place(positions)
-        kept = good & ~collapsed
-        # centred in double precision: absolute coordinates far from the origin would cost digits
-        positions -= positions.mean(axis=1, keepdims=True)
-        arrays = {"positions": positions.astype(np.float32, order="C")}
-        if with_forces:
+        arrays, faults = _mapped_block(found[1], mapping, spec, force_limit)
+        kept = ~np.any(list(faults.values()), axis=0)
+        for name, values in arrays.items():
+            content.arrays[name][rows] = values if kept.all() else np.where(kept[:, None, None], values, np.nan)
+        content.weights[rows] = np.where(kept, archive.weights(piece), 0)
+        quarantine += [_row(archive, run, reason) for reason, bad in faults.items() for run in _runs(piece, bad)]
+    return content, quarantine
+
+
+def _mapped_block(
+    frames: AtomFrames, mapping: Mapping, spec: StoreSpec, force_limit: float
+) -> tuple[dict[str, np.ndarray], dict[str, Bool[np.ndarray, "frame"]]]:
+    """Arrays of the store by name, single precision, and which frames are not to be used, by reason."""
+    anchors = frames.positions if len(mapping.anchors) == frames.n_atoms else frames.positions[:, mapping.anchors]
+    positions = mapping.positions.apply_positions(mapping.whole.apply(anchors, frames.cell))
+    finite = frames.finite
+    faults = {COLLAPSED: finite & _in_one_place(positions), TOO_STRONG: np.zeros(len(finite), bool)}
+    # centred in double precision: absolute coordinates far from the origin would cost digits
+    positions -= positions.mean(axis=1, keepdims=True)
+    arrays = {"positions": positions.astype(np.float32, order="C")}
+    with np.errstate(over="ignore"):
+        if "forces" in spec.arrays:
             assert frames.forces is not None, "segments without forces are refused before"
+            faults[TOO_STRONG] = finite & _too_strong(frames.forces, force_limit)
             arrays["forces"] = mapping.forces.apply_forces(frames.forces).astype(np.float32, order="C")
-        if not kept.all():
-            arrays = {name: np.where(kept[:, None, None], values, np.nan) for name, values in arrays.items()}
-        weights = np.where(kept, archive.weights(piece), 0).astype(np.float32)
-        index = np.arange(piece.start, piece.stop)
-        parts.append(ShardFrames(arrays, index, np.full(len(index), piece.segment), weights))
-        for frames_of, reason in ((~good, NOT_FINITE), (collapsed, COLLAPSED)):
-            quarantine += [_row(archive, run, reason) for run in _runs(piece, frames_of)]
-    return ShardFrames.joined(parts), quarantine
+    for values in arrays.values():
+        finite = finite & finite_frames(values)
+    return arrays, faults | {NOT_FINITE: ~finite & ~faults[TOO_STRONG]}
+
+
+def _too_strong(forces: Float[np.ndarray, "frame atom 3"], limit: float) -> Bool[np.ndarray, "frame"]:
+    """Frames with a force beyond the limit: of a molecule that blew up, or of a file in another unit."""
+    flat = forces.reshape(len(forces), -1)
+    with np.errstate(invalid="ignore"):
+        return ~((flat.max(axis=1) <= limit) & (flat.min(axis=1) >= -limit))
 
 
 def _in_one_place(positions: Float[np.ndarray, "frame bead 3"]) -> Bool[np.ndarray, "frame"]:
@@ -297,10 +334,12 @@ def _row(archive: Archive, piece: Piece, reason: str, again: bool = False) -> di
     return row | ({"inside": segment.inside} if segment.inside else {}) | ({"again": True} if again else {})
 
 
-def _nothing(piece: Piece, spec: StoreSpec) -> ShardFrames:
-    n_frames = piece.stop - piece.start
-    empty = np.full((n_frames, spec.system.n_beads, 3), np.nan, np.float32)
-    index = np.arange(piece.start, piece.stop)
+def _nothing(n_frames: int, spec: StoreSpec) -> ShardFrames:
+    """A shard in which no frame is known yet."""
+    shape = (n_frames, spec.system.n_beads, 3)
     return ShardFrames(
-        dict.fromkeys(spec.arrays, empty), index, np.full(n_frames, piece.segment), np.zeros(n_frames, np.float32)
+        arrays={name: np.full(shape, np.nan, np.float32) for name in spec.arrays},
+        frame_index=np.full(n_frames, -1, np.int64),
+        segment=np.full(n_frames, -1, np.int32),
+        weights=np.zeros(n_frames, np.float32),
     )

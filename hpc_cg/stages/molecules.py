@@ -110,7 +110,7 @@ class Place:
         return self.folder / "groups" / f"{self.molecule}.json"
 
     def part(self, kind: str, number: int) -> Path:
-        suffix = "json" if kind == "quarantine" else "npz"
+        suffix = "json" if kind in ("quarantine", "lost") else "npz"
         return self.folder / kind / self.molecule / f"{number:06d}.{suffix}"
 
 
@@ -170,34 +170,54 @@ def _forces_of(path: Path, pattern: str) -> Path:
 def intent(study: "Study") -> dict[str, str]:
     """What tells a half-made store of this archive from one of another: names, sizes, times of change of its files.
 
-    A file that was only touched does not count as changed once its content is known.
+    Files that were only touched, or moved together, do not count as changed once their content is known. Raises
+    MissingInput where the archive is not there: nothing is begun, and nothing moved aside, for want of it.
     """
-    path = study.folder("prepare") / SOURCES
-    recorded = read_json(path) if path.exists() else None
-    if recorded is not None and sources(study) == recorded["digests"]:
+    for molecule in molecules_of(study.tables["prepare"]):
+        find_sources(study, molecule)
+        if molecule.map != "identity":
+            _need(topology_path(study, molecule), "the topology")
+    recorded = recorded_sources(study)
+    if recorded is not None and sources(study, all_files=True) == recorded["digests"]:
         return recorded["intent"]
-    return {"archive": digest(_signature(_files(study)))}
+    return {"archive": digest(_rows(study, None))}
 
 
-def sources(study: "Study") -> dict[str, str]:
+def _need(path: Path, what: str) -> None:
+    if not path.exists():
+        raise errors.MissingInput(what, f"no file {path}", "restore it, or correct the study")
+
+
+def recorded_sources(study: "Study") -> dict[str, Any] | None:
+    """What was written down of the archive when it was indexed, None before; ``files`` has a row for each file: path,
+    size, time of change, digest, molecule."""
+    path = study.folder("prepare") / SOURCES
+    return read_json(path) if path.exists() else None
+
+
+def sources(study: "Study", all_files: bool = False) -> dict[str, str]:
     """Digests of the archive's files and of what else the maps are made from, as they are now.
 
     Files whose size and time of change are those recorded are not read again, and of a very large archive only some
-    are looked at (``hpc-cg audit`` looks at all). For an archive that has been removed the recorded digests stand: a
-    store outlives its archive.
+    are looked at unless ``all_files`` are wanted. For a molecule whose archive has been removed the recorded digests
+    stand: a store outlives its archive.
     """
-    path = study.folder("prepare") / SOURCES
-    recorded = read_json(path) if path.exists() else None
+    recorded = recorded_sources(study)
     try:
-        listed = _files(study)
+        step = 1 if recorded is None or all_files else -(-len(recorded["files"]) // LOOKED_AT)
+        now = _rows(study, recorded, step)
     except errors.MissingInput:
         return recorded["digests"] if recorded else {}
-    if recorded is not None and [row[0] for row in recorded["files"]] == [str(file) for file in listed]:
-        step = -(-len(listed) // LOOKED_AT)
-        if _signature(listed[::step]) == [row[:3] for row in recorded["files"]][::step]:
-            return recorded["digests"]
-    known = {(row[0], row[1], row[2]): row[3] for row in recorded["files"]} if recorded else {}
+    if recorded is not None and [row[:3] for row in recorded["files"]] == [row[:3] for row in now]:
+        return recorded["digests"]
+    known = {tuple(row[:3]): row[3] for row in recorded["files"]} if recorded else {}
     return look_at_sources(study, known)["digests"]
+
+
+def moved(study: "Study") -> bool:
+    """Whether the files lie elsewhere than where they were indexed, though their content is the same."""
+    recorded = recorded_sources(study)
+    return recorded is not None and [row[0] for row in recorded["files"]] != [row[0] for row in _rows(study, recorded)]
 
 
 def record_sources(study: "Study", intended: dict[str, str], known: dict[tuple[str, int, int], str]) -> None:
@@ -206,31 +226,68 @@ def record_sources(study: "Study", intended: dict[str, str], known: dict[tuple[s
 
 
 def look_at_sources(study: "Study", known: dict[tuple[str, int, int], str]) -> dict[str, Any]:
-    """Every file with size, time of change and digest; digests of the whole. Raises MissingInput."""
-    listed = _files(study)
+    """Every file with size, time of change, digest and molecule; the digest of all. Raises MissingInput."""
     rows = [
-        [*row, known.get((row[0], row[1], row[2])) or digest_file(file)]
-        for file, row in zip(listed, _signature(listed), strict=True)
+        [*row[:3], row[3] or known.get((row[0], row[1], row[2])) or _digest(Path(row[0])), row[4]]
+        for row in _rows(study, recorded_sources(study))
     ]
     return {"files": rows, "digests": {"archive": digest([row[3] for row in rows])}}
 
 
-def _files(study: "Study") -> list[Path]:
-    """Every file that the store is made from, each once, in order. Raises MissingInput."""
+def _digest(path: Path) -> str:
+    try:
+        return digest_file(path)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def _rows(study: "Study", recorded: dict[str, Any] | None, step: int = 1) -> list[list[Any]]:
+    """A row for each file the store is made from, in order, each once: path, size, time of change, digest, molecule.
+
+    The digest stands only where the file is gone and a record of it is taken instead; with a ``step`` only every so
+    many files are looked at, and for the others the record stands in its place. Raises MissingInput.
+    """
+    before = {row[0]: row for row in recorded["files"]} if recorded else {}
+    rows: dict[str, list[Any]] = {}
+    for molecule in molecules_of(study.tables["prepare"]):
+        try:
+            listed = _files(study, molecule)
+        except errors.MissingInput:
+            own = [row for row in before.values() if row[4] == molecule.name]
+            if not own:
+                raise
+            rows |= {row[0]: row for row in own if row[0] not in rows}
+            continue
+        for path in listed:
+            if str(path) in rows:
+                continue
+            number = len(rows)
+            if step > 1 and number % step and str(path) in before:
+                rows[str(path)] = before[str(path)]
+                continue
+            size, changed = _looked_at(path)
+            rows[str(path)] = [str(path), size, changed, None, molecule.name]
+            if size < 0 and str(path) in before:
+                rows[str(path)] = before[str(path)]
+    return list(rows.values())
+
+
+def _files(study: "Study", molecule: Molecule) -> list[Path]:
+    """Every file that the store of a molecule is made from, in order. Raises MissingInput."""
     from hpc_cg.archive.listing import files_of
 
-    found: dict[str, None] = {}
-    for molecule in molecules_of(study.tables["prepare"]):
-        for source in find_sources(study, molecule):
-            found |= dict.fromkeys(str(path) for path in files_of(Path(source.path)))
-            found |= {} if source.forces_path is None else {source.forces_path: None}
-        more = [topology_path(study, molecule)] if molecule.map != "identity" else []
-        more += [study.root / name for name in (molecule.map_file, molecule.weights) if name]
-        found |= dict.fromkeys(str(path) for path in more if path.exists())
-    return [Path(path) for path in found]
+    found: list[Path] = []
+    for source in find_sources(study, molecule):
+        found += files_of(Path(source.path))
+        found += [] if source.forces_path is None else [Path(source.forces_path)]
+    found += [topology_path(study, molecule)] if molecule.map != "identity" else []
+    return found + [study.root / name for name in (molecule.map_file, molecule.weights) if name]
 
 
-def _signature(paths: list[Path]) -> list[list[Any]]:
-    """Path, size and time of change of each file: cheap to take, and changed where a file is."""
-    looked_at = [(path, path.stat()) for path in paths]
-    return [[str(path), found.st_size, found.st_mtime_ns] for path, found in looked_at]
+def _looked_at(path: Path) -> tuple[int, int]:
+    """Size and time of change: cheap to take, and changed where a file is; -1 for a file that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns

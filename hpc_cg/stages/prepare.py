@@ -11,6 +11,7 @@ After a pass one member puts its parts together, in their order. Parts and shard
 and what is there is not made again.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass as plain_dataclass
@@ -53,7 +54,10 @@ if TYPE_CHECKING:
     from hpc_cg.store.layout import StoreSpec
 
 
-PLAN = "plan.json"
+PLAN, LOST = "plan.json", "lost"
+LARGEST_SHARD = 2 << 30
+"""Bytes that an array of a shard may have: a shard is made in memory."""
+
 ROUNDED = {"xtc": 1e-3}
 """Formats that round positions, and the spread (nm) below which a distance in them counts as rigid."""
 
@@ -66,6 +70,7 @@ class PrepareConfig:
     topology             file of the atoms; empty for archives that are already mapped (map = "identity")
     atoms                which atoms of the files are looked at, as a selection; "all" for all
     map                  which atoms become beads
+    molecule             name of the only molecule, its group in the store
     beads                bead names in chain order, for map = "identity"
     selections           a selection for each bead, for map = "selections"
     map_file             file of the matrix (bead, atom), for map = "matrix"
@@ -77,10 +82,13 @@ class PrepareConfig:
     force_map            "optimal", "uniform" or "slice"
     ridge                λ of the optimal map, (kJ/mol/nm)² per frame and axis, or "auto": by cross-validation
     fit_frames           frames, spread over the archive, that maps are fitted on; 0 for all
+    force_limit          largest component of an atomic force, kJ/mol/nm; frames beyond it are quarantined
     rigid_threshold_nm   atoms whose distance varies less than this are one rigid group
     held_out_block_ps    length of the blocks of trajectory that are held out
     held_out_period      one block in so many is held out
+    length_unit, force_unit   of the archive, where neither format nor file says
     stride_ps            time between frames, for archives that do not say
+    shard_frames         frames in a shard; 0 chooses
     failure_budget       fraction of frames that may be quarantined
     file_budget          fraction of files that may be unreadable
     """
@@ -101,6 +109,7 @@ class PrepareConfig:
     force_map: Literal["optimal", "uniform", "slice"] = "optimal"
     ridge: float | Literal["auto"] = "auto"
     fit_frames: int = Field(default=200_000, ge=0)
+    force_limit: float = Field(default=1e5, gt=0)
     rigid_threshold_nm: float = Field(default=1e-4, gt=0)
     held_out_block_ps: float = Field(default=50.0, gt=0)
     held_out_period: int = Field(default=10, ge=2)
@@ -121,6 +130,12 @@ class PrepareConfig:
         if self.ridge != "auto" and not self.ridge >= 0:
             raise ValueError(f'ridge = {self.ridge}: give a number at or above zero, or "auto".')
         for molecule in molecules.molecules_of(self):
+            plain = molecule.force_files.replace("{stem}", "", 1).replace("{name}", "", 1)
+            if molecule.force_files and (plain == molecule.force_files or "{" in plain or "}" in plain):
+                raise ValueError(
+                    f"force_files = {molecule.force_files!r} of {molecule.name} would give many trajectories the same "
+                    'forces: name files by {stem} or {name} of the trajectory, e.g. "{stem}_forces.trr".'
+                )
             for kind, setting in (("identity", "beads"), ("selections", "selections"), ("matrix", "map_file")):
                 if molecule.map == kind and not getattr(molecule, setting):
                     raise ValueError(f'map = "{kind}" of {molecule.name} needs {setting}.')
@@ -175,11 +190,13 @@ def index(study: "Study", team: Team, progress: Heartbeat) -> None:
     first, folder = team.share.index == 0, study.folder("prepare")
     wanted = molecules.molecules_of(study.tables["prepare"])
     places = {molecule.name: Place(folder, molecule.name) for molecule in wanted}
-    indexed = team.tell((folder / molecules.SOURCES).exists())
-    if indexed:
+    if team.tell(first and molecules.recorded_sources(study) is not None and not molecules.moved(study)):
         return
     intended = molecules.intent(study) if first else {}
     if first:
+        if molecules.recorded_sources(study) is not None:  # the same files in another place: only their paths are new
+            shutil.rmtree(folder / "index", ignore_errors=True)
+            (folder / molecules.SOURCES).unlink()
         for molecule in wanted:
             catalogue.begin(places[molecule.name].index, molecules.find_sources(study, molecule))
     team.barrier()
@@ -189,7 +206,7 @@ def index(study: "Study", team: Team, progress: Heartbeat) -> None:
             (number, part)
             for number, molecule in enumerate(wanted)
             for part in range(catalogue.n_parts(sources[molecule.name]))
-            if not catalogue.part_path(places[molecule.name].index, part).exists()
+            if not catalogue.is_done(places[molecule.name].index, part)
         ]
         if first
         else []
@@ -357,7 +374,12 @@ def spec_of(study: "Study", planned: Planned) -> "StoreSpec":
     n_frames = planned.catalogue.n_frames
     shard_frames, chunk_frames = choose_shards(n_frames, planned.system.n_beads)
     if config.shard_frames:
-        shard_frames = chunk_frames = config.shard_frames
+        shard_frames = chunk_frames = min(config.shard_frames, n_frames)
+    if shard_frames * planned.system.n_beads * 12 > LARGEST_SHARD:
+        raise errors.ConfigError(
+            study.path.name,
+            [f"prepare.shard_frames = {config.shard_frames}: a shard would pass 2 GiB; lower it."],
+        )
     recorded = read_json(study.folder("prepare") / molecules.SOURCES)
     return StoreSpec(
         molecule=planned.molecule.name,
@@ -447,6 +469,8 @@ def measure_forces(study: "Study", team: Team, progress: Heartbeat, planned: lis
     config: PrepareConfig = study.tables["prepare"]
     ranges = [fit_ranges(one.catalogue.n_frames, config.fit_frames) for one in planned]
     first = team.share.index == 0
+    if first:
+        _forget_incomplete(planned)
     todo = team.tell(_missing(planned, "moments", [len(own) for own in ranges]) if first else [])
     sizes = {
         (number, part): stop - start for number, own in enumerate(ranges) for part, (start, stop) in enumerate(own)
@@ -462,11 +486,24 @@ def measure_forces(study: "Study", team: Team, progress: Heartbeat, planned: lis
     }
     for number, part in team.take(todo):
         one = planned[number]
-        moments = measure(one.archive, held_out_rule(study, one), reductions[number], ranges[number][part])
+        moments, lost = measure(
+            one.archive, held_out_rule(study, one), reductions[number], ranges[number][part], config.force_limit
+        )
         write_arrays(one.place.part("moments", part), **moments.arrays())
+        if lost:
+            write_json(one.place.part(LOST, part), lost)
         done += sizes[number, part]
         progress("measuring forces", done, total, "frames")
     team.barrier()
+
+
+def _forget_incomplete(planned: list[Planned]) -> None:
+    """Drop moments that lack frames which could not be read, and the fit made from them: reading is tried again."""
+    for one in planned:
+        for record in sorted(one.place.part(LOST, 0).parent.glob("*.json")):
+            one.place.part("moments", int(record.stem)).unlink(missing_ok=True)
+            one.place.map_record.unlink(missing_ok=True)
+            record.unlink()
 
 
 def _groups(planned: Planned) -> tuple[tuple[int, ...], ...]:
@@ -519,7 +556,8 @@ def map_frames(study: "Study", team: Team, progress: Heartbeat, planned: list[Pl
     done = total - sum(specs[number].length(shard) for number, shard in todo) if first else 0
     progress("mapping", done, total, "frames")
     for number, shard in team.take(todo):
-        content, quarantine = mapped(planned[number].archive, specs[number], maps[number][0], shard)
+        limit = study.tables["prepare"].force_limit
+        content, quarantine = mapped(planned[number].archive, specs[number], maps[number][0], shard, limit)
         _keep_quarantine(planned[number].place.part("quarantine", shard), quarantine)
         writer.write_shard(store, specs[number], shard, content)
         done += specs[number].length(shard)
@@ -630,6 +668,12 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
         commits = writer.committed(folder / layout.STORE, spec)
         assert len(commits) == spec.n_shards, "a stage is finished when every shard is committed"
         crc.append([commits[shard].crc for shard in range(spec.n_shards)])
+        if not any(commit.n_good for commit in commits.values()):
+            raise errors.TooFewFrames(
+                f"frames of {spec.molecule} that can be used",
+                f"none of {spec.n_frames}: all are quarantined or weigh nothing",
+                f"look at {folder / QUARANTINE} and at prepare.weights",
+            )
     records = {name: read_json(Place(folder, name).map_record) for name in names}
     summary = {
         "frames": n_frames,

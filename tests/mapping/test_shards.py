@@ -144,8 +144,8 @@ def test_moments_and_shards_do_not_depend_on_how_frames_are_divided(tmp_path: Pa
         joined = np.concatenate([part.arrays[name] for part in parts])
         np.testing.assert_array_equal(joined, whole.arrays[name])
     reduced = reduction(np.eye(BEADS), SYSTEM, tuple((i,) for i in range(BEADS)), "optimal")
-    together = shards.measure(found, (5, 4), reduced, (0, 23))
-    apart = [shards.measure(found, (5, 4), reduced, cut.frames_of(shard)) for shard in range(cut.n_shards)]
+    together = shards.measure(found, (5, 4), reduced, (0, 23))[0]
+    apart = [shards.measure(found, (5, 4), reduced, cut.frames_of(shard))[0] for shard in range(cut.n_shards)]
     added = sum(apart[1:], apart[0])
     assert added.train.count + added.held_out.count == 22
     np.testing.assert_allclose(added.train.gram, together.train.gram, rtol=1e-12)

@@ -228,10 +228,133 @@ def test_forces_in_files_of_their_own_and_boxes_that_cut_the_molecule(tmp_path: 
     np.testing.assert_allclose(stored.forces, forces[::2], rtol=1e-4, atol=1e-2)
 
 
+def test_a_molecule_that_blew_up_is_left_out_of_the_fit_and_of_the_store(tmp_path: Path) -> None:
+    """One force of 1e8 kJ/mol/nm in 1230 frames would decide the optimal map alone."""
+    calm = read_study(write_study(tmp_path / "calm"))
+    wild = read_study(write_study(tmp_path / "wild", prepare={"failure_budget": 0.01}))
+    path = tmp_path / "wild" / "archive" / "run1_forces.npy"
+    forces = np.load(path)
+    forces[17, 2, 1] = 1e8
+    np.save(path, forces)
+    maps = []
+    for study in (calm, wild):
+        run_stage(study, "prepare")
+        maps.append(read_arrays(Place(study.folder("prepare"), "toy").map_arrays)["second_moment"])
+    np.testing.assert_allclose(maps[0], maps[1], rtol=0.02)
+    (row,) = read_json(wild.folder("prepare") / "quarantine.json")
+    assert (row["frame"], row["reason"]) == (17, "forces beyond prepare.force_limit")
+    assert load(wild.folder("prepare") / STORE, "toy").n_frames == 1229
+
+
+def test_a_study_that_moved_with_its_archive_goes_on_and_is_repaired(tmp_path: Path) -> None:
+    from launch.inspect import audit_study
+
+    run_stage(read_study(write_study(tmp_path / "here")), "prepare")
+    (tmp_path / "here").rename(tmp_path / "there")
+    study = read_study(tmp_path / "there" / "study.toml")
+    assert study.state("prepare") == State.SEALED
+    (study.folder("prepare") / STORE / "toy" / "forces" / "c" / "3" / "0" / "0").unlink()
+    audit_study(study, str, repair=True)
+    assert run_stage(study, "prepare") == 0
+    assert audit_study(study, str) == []
+    assert not (tmp_path / "there" / "run" / "superseded").exists()
+
+
+def test_a_file_that_could_not_be_read_while_indexing_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpc_cg.archive import index
+
+    study = read_study(write_study(tmp_path))
+    describe = index.describe
+
+    def failing(path, **options):
+        if "run1" in path.name:
+            raise errors.UnreadableFile(f"reading {path}", "no permission to read it", "change its rights")
+        return describe(path, **options)
+
+    monkeypatch.setattr(index, "describe", failing)
+    with pytest.raises(errors.TooManyFailures, match="no permission to read it"):
+        run_stage(study, "prepare")
+    monkeypatch.undo()
+    assert run_stage(study, "prepare") == 0
+
+
+def test_a_retry_makes_the_maps_that_a_run_without_trouble_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpc_cg.archive import readers
+
+    smooth, rough = (read_study(write_study(tmp_path / name)) for name in ("smooth", "rough"))
+    run_stage(smooth, "prepare")
+    read = readers.blocks
+
+    def failing(segment, *args, **kwargs):
+        if "run2" in segment.path:
+            raise errors.UnreadableFile(f"reading {segment.path}", "an input/output error", "look at the disk")
+        yield from read(segment, *args, **kwargs)
+
+    monkeypatch.setattr(readers, "blocks", failing)
+    with pytest.raises(errors.TooManyFailures):
+        run_stage(rough, "prepare")
+    monkeypatch.undo()
+    run_stage(rough, "prepare")
+    found = [read_json(Place(study.folder("prepare"), "toy").map_record) for study in (smooth, rough)]
+    assert found[0] == found[1]
+
+
+def test_of_several_molecules_one_may_lose_its_archive_and_the_others_are_still_watched(tmp_path: Path) -> None:
+    study = read_study(several(tmp_path))
+    run_stage(study, "prepare")
+    for path in (tmp_path / "archive").glob("run2_*"):
+        path.unlink()
+    assert study.state("prepare") == State.SEALED
+    np.save(tmp_path / "archive" / "run0_coordinates.npy", frames(400, seed=9)[0])
+    assert study.state("prepare") == State.STALE
+
+
+def test_nothing_is_moved_aside_for_want_of_the_archive(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    run_stage(read_study(path), "prepare")
+    shutil.rmtree(tmp_path / "archive")
+    path.write_text(path.read_text().replace("held_out_period = 4", "held_out_period = 5"))
+    with pytest.raises(errors.MissingInput, match="archive"):
+        run_stage(read_study(path), "prepare")
+    assert not (tmp_path / "run" / "superseded").exists()
+
+
+def test_files_that_lead_nowhere_are_unreadable_files(tmp_path: Path) -> None:
+    path = write_study(tmp_path, prepare={"file_budget": 0.3})
+    (tmp_path / "archive" / "broken_coordinates.npy").symlink_to(tmp_path / "nowhere")
+    study = read_study(path)
+    run_stage(study, "prepare")
+    (fault,) = read_json(study.folder("prepare") / "unreadable.json")
+    assert "broken_coordinates" in fault["path"]
+    assert study.state("prepare") == State.SEALED
+
+
+def test_a_molecule_of_which_no_file_can_be_read_is_named(tmp_path: Path) -> None:
+    path = several(tmp_path)
+    path.write_text(path.read_text().replace("[prepare]\n", "[prepare]\nfile_budget = 0.5\n"))
+    (tmp_path / "archive" / "run2_coordinates.npy").write_bytes(b"")
+    with pytest.raises(errors.MissingInput, match="second"):
+        run_stage(read_study(path), "prepare")
+
+
+def test_a_store_without_one_usable_frame_is_not_sealed(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path, prepare={"forces": False, "failure_budget": 1.0}))
+    for path in (tmp_path / "archive").glob("*_coordinates.npy"):
+        np.save(path, np.full_like(np.load(path), np.nan))
+    with pytest.raises(errors.TooFewFrames, match="none of 1230"):
+        run_stage(study, "prepare")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
         ({"map": "selections"}, "needs selections"),
+        ({"force_files": "forces.npy"}, "the same forces"),
+        ({"force_files": "{stem}_{run}.npy"}, "the same forces"),
         ({"map": "matrix"}, "needs map_file"),
         ({"ridge": -1.0}, "at or above zero"),
         ({"map": "calpa"}, "calpa"),
