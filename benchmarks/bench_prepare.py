@@ -21,8 +21,6 @@ from pathlib import Path
 
 import mdtraj
 import numpy as np
-from measure import print_table, seconds
-
 from hpc_cg.stages import prepare
 from hpc_cg.stages.progress import Heartbeat
 from hpc_cg.stages.study import read_study
@@ -204,6 +202,8 @@ def rows(mpiexec: str | None, only: str) -> Iterator[list[str]]:
 
 
 def _one_thread(work: Callable[[], None]) -> float:
+    from measure import seconds  # not above: it brings torch, which a rank of prepare does without
+
     return seconds(work, repeats=REPEATS, at_most_s=10)
 
 
@@ -226,6 +226,8 @@ def main() -> None:
     if asked.rank_of is not None:
         prepare_once(asked.rank_of)
         return
+    from measure import print_table
+
     mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
     if asked.memory:
         header = ["TRR archive, 1,000 atoms, 2 ranks", "frames per second", "peak MB of a rank"]

@@ -44,6 +44,8 @@ from hpc_cg.stages.molecules import (
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
+    import mdtraj
+
     from hpc_cg.archive.catalogue import Catalogue, Source
     from hpc_cg.archive.index import Described
     from hpc_cg.archive.trail import Trail
@@ -54,12 +56,16 @@ if TYPE_CHECKING:
     from hpc_cg.store.layout import StoreSpec
 
 
-PLAN, LOST = "plan.json", "lost"
+PLAN, LOST, NOTES = "plan.json", "lost", "notes.json"
+SAME_STRIDE = 0.01
+"""How far the times between frames of two trajectories may differ: they are read from rounded times."""
+
+LISTED_NOTES = 5
 LARGEST_SHARD = 2 << 30
 """Bytes that an array of a shard may have: a shard is made in memory."""
 
-ROUNDED = {"xtc": 1e-3}
-"""Formats that round positions, and the spread (nm) below which a distance in them counts as rigid."""
+MAPPED_BOND_NM = 0.5
+"""How far apart bonded beads of archives that are mapped already may be."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -83,7 +89,8 @@ class PrepareConfig:
     ridge                λ of the optimal map, (kJ/mol/nm)² per frame and axis, or "auto": by cross-validation
     fit_frames           frames, spread over the archive, that maps are fitted on; 0 for all
     force_limit          largest component of an atomic force, kJ/mol/nm; frames beyond it are quarantined
-    rigid_threshold_nm   atoms whose distance varies less than this are one rigid group
+    rigid_threshold_nm   atoms whose distance varies less than this are one rigid group; at least the grid that
+                         positions are rounded to
     held_out_block_ps    length of the blocks of trajectory that are held out
     held_out_period      one block in so many is held out
     length_unit, force_unit   of the archive, where neither format nor file says
@@ -148,11 +155,15 @@ class Planned:
 
     coordinate   matrix over the atoms that are looked at
     whole        makes the Whole of some of these atoms
+    around       the same frames, with the neighbours of these atoms
+    topology     of all atoms of the files; None for archives that are mapped already
     """
 
     molecule: Molecule
     place: Place
     archive: "Archive"
+    around: "Archive"
+    topology: "mdtraj.Topology | None"
     coordinate: np.ndarray
     system: "BeadSystem"
     whole: "Callable[[np.ndarray], Whole]"
@@ -227,11 +238,14 @@ def index(study: "Study", team: Team, progress: Heartbeat) -> None:
         ]
         _check_faults(study, faults, sum(len(found) for found in sources.values()))
         known: dict[tuple[str, int, int], str] = {}
+        notes: list[dict[str, str]] = []
         for place in places.values():
             segments = catalogue.Catalogue(place.index)
+            notes += [{"path": segment.path, "note": segment.note} for segment in segments if segment.note]
             _check_segments(study, segments)
             whole = (segment for segment in segments if not segment.inside and segment.forces_path is None)
             known |= {(segment.path, segment.size, segment.mtime_ns): segment.digest for segment in whole}
+        write_json(folder / NOTES, notes)
         molecules.record_sources(study, intended, known)
     team.barrier()
 
@@ -274,14 +288,21 @@ def _check_segments(study: "Study", catalogue: "Catalogue") -> None:
             "correct prepare.archive or study.temperature_K",
         )
     head = catalogue[0]
+    seen: dict[str, str] = {}
     for segment in catalogue:
+        if seen.setdefault(segment.digest, segment.path) != segment.path:
+            raise errors.MixedArchive(
+                f"each trajectory of {segment.molecule} once: a copy would be trained on where the other is held out",
+                f"the same content in {seen[segment.digest]} and {segment.path}",
+                "take one of them out of prepare.archive",
+            )
         if segment.n_atoms != head.n_atoms:
             raise errors.MixedArchive(
                 f"one number of atoms in the archive of {segment.molecule}",
                 f"{head.n_atoms} in {head.path} and {segment.n_atoms} in {segment.path}",
                 "name them as two [[prepare.molecules]]",
             )
-        if abs(segment.stride_ps - head.stride_ps) > 1e-3 * head.stride_ps:
+        if abs(segment.stride_ps - head.stride_ps) > SAME_STRIDE * head.stride_ps:
             raise errors.MixedArchive(
                 f"one time between frames in the archive of {segment.molecule}",
                 f"{head.stride_ps:g} ps in {head.path} and {segment.stride_ps:g} ps in {segment.path}",
@@ -306,7 +327,7 @@ def plan(study: "Study", molecule: Molecule, trail: "Trail") -> Planned:
     """What is to be done for a molecule that is indexed; the same for whoever plans. Raises AtomCountMismatch."""
     from hpc_cg.archive.catalogue import Catalogue
     from hpc_cg.archive.weights import open_weights
-    from hpc_cg.mapping import maps, topology
+    from hpc_cg.mapping import checks, maps, topology
     from hpc_cg.mapping.shards import Archive
     from hpc_cg.mapping.whole import Whole
 
@@ -334,30 +355,29 @@ def plan(study: "Study", molecule: Molecule, trail: "Trail") -> Planned:
             f"{found} atoms in {catalogue[0].path}",
             "give the topology that belongs to the trajectories",
         )
-    if known is not None and atoms is not None:
-        known = known.subset(atoms)
-    coordinate, system = maps.coordinate_map(known, choice)
-    everything = np.arange(coordinate.shape[1])
+    looked_at = np.arange(n_atoms) if atoms is None else atoms
+    coordinate, system = maps.coordinate_map(known if known is None or atoms is None else known.subset(atoms), choice)
 
     def whole(chosen: np.ndarray) -> Whole:
         if known is None:
-            return Whole.along(list(system.bonds), np.zeros(len(chosen), np.int64))
-        return Whole.of(known, chosen)
+            return Whole.along(list(system.bonds), np.zeros(len(chosen), np.int64), MAPPED_BOND_NM)
+        return Whole.of(known, looked_at[chosen])
 
-    return Planned(
-        molecule=molecule,
-        place=place,
-        archive=Archive(
-            catalogue=catalogue,
-            atoms=atoms,
-            weights=open_weights(study.root / molecule.weights if molecule.weights else None, catalogue),
-            trail=trail,
-            whole=whole(everything),
-        ),
-        coordinate=coordinate,
-        system=system,
-        whole=whole,
+    def seen(of_files: np.ndarray) -> Whole:
+        return whole(of_files) if known is None else Whole.among(known, of_files)
+
+    archive = Archive(
+        catalogue=catalogue,
+        atoms=atoms,
+        weights=open_weights(study.root / molecule.weights if molecule.weights else None, catalogue),
+        trail=trail,
+        whole=seen(looked_at),
     )
+    around = archive
+    if known is not None and atoms is not None:
+        near = checks.with_neighbours(known, atoms)
+        around = replace(archive, atoms=near, whole=seen(near))
+    return Planned(molecule, place, archive, around, known, coordinate, system, whole)
 
 
 def held_out_rule(study: "Study", planned: Planned) -> tuple[int, int]:
@@ -424,9 +444,24 @@ def present(folder: Path) -> set[int]:
     return {int(path.stem) for path in folder.glob("*.[nj]*") if path.stem.isdecimal()} if folder.is_dir() else set()
 
 
+def check_topology(planned: Planned) -> None:
+    """Raise TopologyMismatch where a few frames, spread over the archive, show other bonds than the topology."""
+    from hpc_cg.mapping import checks
+    from hpc_cg.mapping.shards import PAIR_FRAMES, sampled, spread
+
+    if planned.topology is None:
+        return
+    atoms = np.arange(planned.topology.n_atoms) if planned.around.atoms is None else planned.around.atoms
+    frames = (found.positions for found in sampled(planned.around, spread(planned.catalogue.n_frames, PAIR_FRAMES)))
+    checks.check_bonds(planned.topology, atoms, frames, planned.catalogue[0].path)
+
+
 def look_for_bonds(study: "Study", team: Team, progress: Heartbeat, planned: list[Planned]) -> None:
-    """Which atoms are bound rigidly, found in frames spread over each archive."""
-    from hpc_cg.mapping import constraints
+    """Which atoms are bound rigidly, found in frames spread over each archive.
+
+    Raises TopologyMismatch, and InvalidMap where the atoms that are looked at cut through what is rigid.
+    """
+    from hpc_cg.mapping import checks, constraints
     from hpc_cg.mapping.constraints import DistanceMoments
     from hpc_cg.mapping.shards import distances, near_pairs, rigid_parts
 
@@ -434,14 +469,15 @@ def look_for_bonds(study: "Study", team: Team, progress: Heartbeat, planned: lis
     if first:
         for one in planned:
             if not one.place.pairs.exists():
-                write_arrays(one.place.pairs, pairs=near_pairs(one.archive))
+                check_topology(one)
+                write_arrays(one.place.pairs, pairs=near_pairs(one.around))
     team.barrier()
     parts = [rigid_parts(one.catalogue.n_frames) for one in planned]
     todo = team.tell(_missing(planned, "distances", [len(part) for part in parts]) if first else [])
     progress("looking for bonds", 0, len(todo), "parts")
     for done, (number, part) in enumerate(team.take(todo), 1):
         one = planned[number]
-        moments = distances(one.archive, parts[number][part], read_arrays(one.place.pairs)["pairs"])
+        moments = distances(one.around, parts[number][part], read_arrays(one.place.pairs)["pairs"])
         write_arrays(one.place.part("distances", part), **moments.arrays())
         progress("looking for bonds", done, len(todo), "parts")
     team.barrier()
@@ -454,9 +490,9 @@ def look_for_bonds(study: "Study", team: Team, progress: Heartbeat, planned: lis
             for part in range(len(mine)):
                 total = total + DistanceMoments.from_arrays(pairs, read_arrays(one.place.part("distances", part)))
             threshold = study.tables["prepare"].rigid_threshold_nm
-            if one.catalogue[0].format in ROUNDED:
-                threshold = max(threshold, ROUNDED[one.catalogue[0].format])
-            groups = constraints.rigid_groups(total, one.archive.n_atoms, threshold)
+            groups = constraints.rigid_groups(total, one.around.n_atoms, threshold)
+            if one.archive.atoms is not None and one.around.atoms is not None:
+                groups = checks.refuse_cut_groups(groups, one.around.atoms, one.archive.atoms)
             write_json(one.place.groups, [list(group) for group in groups])
     team.barrier()
 
@@ -518,6 +554,8 @@ def fit(study: "Study", planned: Planned) -> None:
 
     config: PrepareConfig = study.tables["prepare"]
     place, groups = planned.place, _groups(planned) if config.forces else ()
+    if not config.forces:
+        check_topology(planned)  # with forces this was done when bonds were looked for
     if config.forces:
         parts = (
             FitMoments.from_arrays(read_arrays(place.part("moments", part)))
@@ -675,6 +713,7 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
                 f"look at {folder / QUARANTINE} and at prepare.weights",
             )
     records = {name: read_json(Place(folder, name).map_record) for name in names}
+    notes = read_json(folder / NOTES)
     summary = {
         "frames": n_frames,
         "quarantined": n_quarantined,
@@ -683,7 +722,11 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
         "beads": max(spec.system.n_beads for spec in specs),
         "shards": sum(spec.n_shards for spec in specs),
         "mean_square": {name: record["mean_square"] for name, record in records.items()},
-        "warnings": [warning for record in records.values() for warning in record["warnings"]],
+        "warnings": [
+            *(warning for record in records.values() for warning in record["warnings"]),
+            *(f"{row['path']}: {row['note']}" for row in notes[:LISTED_NOTES]),
+            *([f"{len(notes) - LISTED_NOTES} more notes in {NOTES}"] if len(notes) > LISTED_NOTES else []),
+        ],
     }
     return digest([[spec.digest for spec in specs], crc]), summary
 

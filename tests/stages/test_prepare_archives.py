@@ -349,6 +349,15 @@ def test_a_store_without_one_usable_frame_is_not_sealed(tmp_path: Path) -> None:
         run_stage(study, "prepare")
 
 
+def test_a_trajectory_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """Held-out blocks are staggered over the trajectories: a copy would be trained on where the first is held out."""
+    study = read_study(write_study(tmp_path))
+    for kind in ("coordinates", "forces"):
+        shutil.copy(tmp_path / "archive" / f"run0_{kind}.npy", tmp_path / "archive" / f"copy_{kind}.npy")
+    with pytest.raises(errors.MixedArchive, match=r"the same content in .*copy.* and .*run0"):
+        run_stage(study, "prepare")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
