@@ -101,12 +101,15 @@ def frames(
 def read_rows(
     found: h5py.Dataset, rows: Int64[np.ndarray, "frame"], atoms: Int64[np.ndarray, "atom"] | None = None
 ) -> np.ndarray:
-    """Frames at ascending rows, all atoms or those given; each chunk is read once, whole."""
+    """Frames at rows in any order, all atoms or those given; each chunk is read once, whole."""
     if rows.min() < 0 or rows.max() >= len(found):
-        raise IndexError(f"frames {rows[0]} to {rows[-1]} of {len(found)}")
+        raise IndexError(f"frames {rows.min()} to {rows.max()} of {len(found)}")
+    if (np.diff(rows) < 0).any():
+        ascending, places = np.unique(rows, return_inverse=True)
+        return read_rows(found, ascending, atoms)[places]
     low, high = (0, found.shape[1]) if atoms is None else (int(atoms[0]), int(atoms[-1]) + 1)
     chosen = slice(None) if atoms is None else atoms - low
-    if rows[-1] - rows[0] + 1 == len(rows):
+    if (np.diff(rows) == 1).all():
         return found[rows[0] : rows[-1] + 1, low:high][:, chosen]
     length = found.chunks[0] if found.chunks else 1
     parts = np.split(rows, np.flatnonzero(np.diff(rows // length)) + 1)
@@ -173,4 +176,4 @@ def _followed(path: Path, parent: h5py.Group, name: str, links_left: int) -> h5p
             place = _followed(path, place, link.path, links_left - 1)
         else:
             place = place[part]
-    return place
+    return place if isinstance(place, h5py.Group | h5py.Dataset) else None  # a type can have a name, too

@@ -8,7 +8,7 @@
 P. de Buyl, P. H. Colberg, F. Höfling, H5MD: a structured, efficient, and portable file format for molecular data,
 Comput. Phys. Commun. 185, 1546 (2014), doi 10.1016/j.cpc.2014.01.018.
 
-A row is the number of a frame of positions; its forces and its box are those of the same step.
+A row is the number of a frame of positions; its forces and its box are those of the same step, or time.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +24,7 @@ from jaxtyping import Float, Int64
 from hpc_cg import units
 from hpc_cg.archive import h5file
 from hpc_cg.archive.faults import check_array, explain_read_errors, unreadable
+from hpc_cg.archive.moments import UNEVEN, rounding
 from hpc_cg.archive.parts import Part, joined
 from hpc_cg.archive.source import Format, Header, Read
 
@@ -55,7 +56,7 @@ def opened(path: Path, inside: str) -> Iterator[Read]:
             name = inside or _groups(path, file)[0]
             position, force = _element(path, file, name, "position"), _element(path, file, name, "force")
             assert position is not None, "groups without positions are no trajectories"
-            of_forces = None if force is None else _forces_of(position, force)
+            of_forces = None if force is None else _forces_of(path, position, force)
             boxes = _boxes(path, file, name, position)
 
         yield joined(path, partial(h5file.read_rows, position.value), of_forces, boxes)
@@ -85,7 +86,7 @@ def _header(path: Path, file: h5py.File, name: str, inside: str) -> Header:
         n_atoms=n_atoms,
         rows=np.arange(n_frames),
         has_positions=np.ones(n_frames, bool),
-        has_forces=np.zeros(n_frames, bool) if force is None else _rows_at(position, force) >= 0,
+        has_forces=np.zeros(n_frames, bool) if force is None else _rows_at(path, position, force) >= 0,
         step=position.step,
         time=position.time,
         length_unit=_unit(position.value, units.length_named),
@@ -100,6 +101,11 @@ def _element(path: Path, file: h5py.File, name: str, quantity: str) -> _Element 
     value = None if place is None else h5file.frames(path, place, "value")
     if place is None or value is None:
         return None
+    return _depending(path, place, value)
+
+
+def _depending(path: Path, place: h5py.Group, value: h5py.Dataset) -> _Element:
+    """The value of a group with the steps and times beside it. Raises UnreadableFile, UnknownUnit."""
     step, time = (_moments(path, place, kind, len(value)) for kind in ("step", "time"))
     unit = None if time is None else _unit(place["time"], units.time_named)
     return _Element(
@@ -121,23 +127,55 @@ def _moments(path: Path, place: h5py.Group, kind: str, n_frames: int) -> np.ndar
     return (h5file.number(found, "offset") or 0) + np.arange(n_frames) * found[()]
 
 
-def _rows_at(position: _Element, other: _Element) -> Int64[np.ndarray, "frame"]:
-    """For each frame of positions, the row of another quantity at the same step, -1 where there is none.
+def _rows_at(path: Path, position: _Element, other: _Element) -> Int64[np.ndarray, "frame"]:
+    """For each frame of positions, the row of another quantity at the same moment, -1 where there is none.
 
-    Where steps are not kept the same number of frames is taken to mean the same frames.
+    By steps, else by times, each where both have them; where neither is kept of either, the same number of frames is
+    taken to mean the same frames. Raises UnreadableFile where moments cannot be compared, or contradict each other.
     """
-    if position.step is None or other.step is None:
-        same = len(position.value) == len(other.value)
-        return np.arange(len(position.value)) if same else np.full(len(position.value), -1)
-    order = np.argsort(other.step, kind="stable")
-    # of a step that comes twice the last one, as for positions
-    place = np.searchsorted(other.step[order], position.step, side="right") - 1
+    alike = _alike(position.step, other.step), _alike(position.time, other.time)
+    if False not in alike and True in alike:
+        return np.arange(len(position.value))
+    if position.step is not None and other.step is not None:
+        rows = _rows_of(position.step, other.step, 0.0)
+        times = position.time, other.time
+        if times[0] is not None and times[1] is not None and not _same_moments(times[0], times[1], rows):
+            raise unreadable(path, f"{position.value.name} and {other.value.name} at the same steps and other times")
+        return rows
+    if position.time is not None and other.time is not None:
+        gaps = np.concatenate([np.diff(position.time), np.diff(other.time)])
+        near = max(rounding(position.time), rounding(other.time))
+        if len(gaps) and not gaps.min() > 2 * near:
+            raise unreadable(path, f"times of {position.value.name} or {other.value.name} that tell no frames apart")
+        return _rows_of(position.time, other.time, max(near, UNEVEN * float(gaps.min()) if len(gaps) else 0.0))
+    kept = [values is not None for of in (position, other) for values in (of.step, of.time)]
+    if any(kept) or len(position.value) != len(other.value):
+        raise unreadable(path, f"neither steps nor times by which {other.value.name} could belong to the positions")
+    return np.arange(len(position.value))
+
+
+def _alike(first: np.ndarray | None, second: np.ndarray | None) -> bool | None:
+    """Whether all steps, or all times, are the same; None where they cannot be compared."""
+    return None if first is None or second is None else bool(np.array_equal(first, second))
+
+
+def _rows_of(wanted: np.ndarray, there: np.ndarray, near: float) -> Int64[np.ndarray, "frame"]:
+    """For each value the row of one that lies near it, the last of equal ones; -1 where there is none."""
+    order = np.argsort(there, kind="stable")
+    place = np.searchsorted(there[order], wanted + near, side="right") - 1
     rows = order[place.clip(0)]
-    return np.where((place >= 0) & (other.step[rows] == position.step), rows, -1)
+    return np.where((place >= 0) & (np.abs(there[rows] - wanted) <= near), rows, -1)
 
 
-def _forces_of(position: _Element, force: _Element) -> Part:
-    rows_of_forces = _rows_at(position, force)
+def _same_moments(wanted: np.ndarray, there: np.ndarray, rows: Int64[np.ndarray, "frame"]) -> bool:
+    met = rows >= 0
+    gaps = np.abs(np.diff(wanted))
+    near = max(rounding(wanted), rounding(there), UNEVEN * float(np.median(gaps)) if len(gaps) else 0.0)
+    return bool((np.abs(there[rows] - wanted)[met] <= near).all())
+
+
+def _forces_of(path: Path, position: _Element, force: _Element) -> Part:
+    rows_of_forces = _rows_at(path, position, force)
     return lambda rows, atoms: h5file.read_rows(force.value, rows_of_forces[rows], atoms)
 
 
@@ -171,8 +209,7 @@ def _boxes(path: Path, file: h5py.File, name: str, position: _Element) -> _Boxes
         return None
     if value.shape[1:] not in ((3,), (3, 3)) or value.dtype.kind != "f":
         raise unreadable(path, f"{place}/value of shape {value.shape}, not (frame, 3, 3)")
-    step = _moments(path, group, "step", len(value))
-    rows = _rows_at(position, _Element(value, None if step is None else step.astype(np.int64), None))
+    rows = _rows_at(path, position, _depending(path, group, value))
     if (rows < 0).any():
         raise unreadable(path, f"{place} at other steps than the positions")
     return _Boxes(value, rows, _factor(value, length_unit))

@@ -1,8 +1,8 @@
 """HDF5 trajectories of two kinds: those that this project writes, and those of MDTraj.
 
-    this project   `positions` (frame atom 3), `forces` (the same, optional), `potential` (frame, optional); attributes,
-                   all optional: `stride_ps`, `temperature_K`, `units` ("nm, ps, kJ/mol/nm") and `written`, the number
-                   of frames that are complete
+    this project   `positions` (frame atom 3), `forces` (the same, optional), `potential` and `time` (frame, optional);
+                   attributes, all optional: `stride_ps`, `temperature_K`, `units` ("nm, ps, kJ/mol/nm": length, time
+                   and force, in any order) and `written`, the number of frames that are complete
     MDTraj         `coordinates` (frame atom 3) in nm, `time` (frame) in ps, `cell_lengths`, `cell_angles` (frame 3),
                    attributes `units` on each; `forces`, which the convention does not know and some tools add
                    (https://mdtraj.org/latest/hdf5_format.html)
@@ -11,7 +11,7 @@ Which of the kinds, or of those in h5md.py and mdcath.py, a file is, is told by 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from hpc_cg.archive.cells import box_vectors
 from hpc_cg.archive.faults import check_array, explain_read_errors, unreadable
 from hpc_cg.archive.parts import joined
 from hpc_cg.archive.source import Format, Header, Read
+from hpc_cg.errors import UnknownUnit
 
 
 def layout(path: Path) -> str:
@@ -72,7 +73,11 @@ def _own(path: Path, file: h5py.File) -> Header:
     written = n_frames if stated_frames is None else int(stated_frames)
     if not 0 < written <= n_frames:
         raise unreadable(path, f"{written} written frames, as its attribute says, of {n_frames}")
-    stated = [word.strip() for word in (h5file.text(file, "units") or "").split(",")]
+    length_unit, time_unit, force_unit = _own_units(h5file.text(file, "units") or "")
+    time = h5file.vector(path, file, "time", n_frames)
+    if time is not None:
+        time_unit = _stated(file["time"], units.time_named) or time_unit or "ps"
+        time = time[:written].astype(np.float64) * units.TIME[time_unit]
     h5file.frames(path, file, "positions", n_frames=written)
     return _header(
         n_atoms=n_atoms,
@@ -80,9 +85,29 @@ def _own(path: Path, file: h5py.File) -> Header:
         has_forces=_has_forces(path, file, n_atoms, n_frames, written),
         stride_ps=h5file.number(file, "stride_ps"),
         temperature_K=h5file.number(file, "temperature_K"),
-        length_unit=next((word for word in stated if word in units.LENGTH), None),
-        force_unit=next((word for word in stated if word in units.FORCE), None),
+        time=time,
+        length_unit=length_unit,
+        force_unit=force_unit,
     )
+
+
+def _own_units(text: str) -> tuple[str | None, str | None, str | None]:
+    """Units of length, time and force out of a list of words in any order. Raises UnknownUnit for any other word."""
+    found: dict[str, str] = {}
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        kind, unit = _meant(word)
+        if found.setdefault(kind, unit) != unit:
+            raise UnknownUnit(f"the {kind} unit of a source", f"both {found[kind]!r} and {word!r}", "state one of them")
+    return found.get("length"), found.get("time"), found.get("force")
+
+
+def _meant(word: str) -> tuple[str, str]:
+    """Which quantity a word is a unit of, and the unit. Raises UnknownUnit."""
+    for kind, named in (("length", units.length_named), ("time", units.time_named), ("force", units.force_named)):
+        with suppress(UnknownUnit):
+            return kind, named(word)
+    known = ", ".join((*units.LENGTH, *units.TIME, *units.FORCE))
+    raise UnknownUnit("the units of a source", f"{word!r}", f"use some of {known}")
 
 
 def _mdtraj(path: Path, file: h5py.File) -> Header:

@@ -158,7 +158,8 @@ def describe(
         else:
             forces = _of_same_place(second[0], second_headers, header.inside)
             as_positions = second[1].name in FORCES_AS_POSITIONS
-            frames = usable.in_two_files(path, header, second[0], forces, as_positions)
+            made_up = form.name in MADE_UP_TIMES, second[1].name in MADE_UP_TIMES
+            frames = usable.in_two_files(path, header, second[0], forces, as_positions, made_up)
             stated_force_unit = forces.force_unit
         spacing = usable.spacing(path, frames, header.stride_ps, stride_ps, form.name not in MADE_UP_TIMES)
         stated_length_unit = _unit(path, "length", header.length_unit, length_unit)

@@ -95,7 +95,7 @@ def headers(path: Path) -> tuple[Header, ...]:
 
 @contextmanager
 def opened(path: Path, inside: str) -> Iterator[Read]:
-    """The file, ready to be read in single precision. Raises UnreadableFile."""
+    """The file, ready to be read in its own precision. Raises UnreadableFile."""
     with ExitStack() as stack:
         with explain_read_errors(path):
             contents = _contents(path, stack)
@@ -198,7 +198,7 @@ def _hdf5_rows(
     if values.ndim < 2:
         return np.asarray(values[:])[rows]
     found = h5file.read_rows(values, rows, atoms)
-    return found.astype(np.float32, copy=False) if values.ndim == 3 else found
+    return found.astype(found.dtype.newbyteorder("="), copy=False)
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def _classic_rows(
     low, high, chosen = contiguous(atoms, place.shape[1])
     atom_bytes = 3 * place.dtype.itemsize
     span = (0, atom_bytes * (high - low))
-    block = np.empty((len(rows), place.shape[1] if atoms is None else len(atoms), 3), np.float32)
+    block = np.empty((len(rows), place.shape[1] if atoms is None else len(atoms), 3), place.dtype.newbyteorder("="))
     for first, piece in pieces(file, starts + atom_bytes * low, [span]):
         block[first : first + len(piece)] = take(piece, span, place.dtype, chosen)
     return block

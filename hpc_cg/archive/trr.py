@@ -173,7 +173,7 @@ def headers(path: Path) -> tuple[Header, ...]:
 
 @contextmanager
 def opened(path: Path, inside: str) -> Iterator[Read]:
-    """The file, ready to be read in single precision. Raises UnreadableFile."""
+    """The file, ready to be read in its own precision. Raises UnreadableFile."""
     with ExitStack() as stack:
         with explain_read_errors(path):
             file = stack.enter_context(Bytes.of(path))
@@ -241,8 +241,10 @@ def _read(
 ) -> RawFrames:
     low, high, chosen = contiguous(atoms, n_atoms)
     shape = (len(rows), n_atoms if atoms is None else len(atoms), 3)
-    found_positions = np.empty(shape, np.float32) if positions else None
-    found_forces = np.empty(shape, np.float32) if forces else None
+    # what has more digits keeps them here: far from the origin they are needed until frames are centred
+    real = _whole_frame(file, int(rows[0]), n_atoms).real.newbyteorder("=") if len(rows) else np.dtype(np.float32)
+    found_positions = np.empty(shape, real) if positions else None
+    found_forces = np.empty(shape, real) if forces else None
     cell = np.zeros((len(rows), 3, 3), np.float32)
     compared = _compared(positions, forces)
     done = 0

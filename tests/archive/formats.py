@@ -31,12 +31,29 @@ def check_ways_to_read(form: Format, path: Path, positions: np.ndarray, forces: 
                 chosen = slice(None) if atoms is None else atoms
                 frames = load(rows[way], atoms, True, forces is not None)
                 np.testing.assert_array_equal(frames.positions, positions[way][:, chosen])
-                assert frames.positions.dtype == np.float32 and frames.positions.dtype.isnative
+                assert frames.positions.dtype == positions.dtype and frames.positions.dtype.isnative
                 if forces is not None:
                     np.testing.assert_array_equal(frames.forces, forces[way][:, chosen])
                     assert load(rows[way], atoms, False, True).positions is None
+        for seed in range(4):
+            order = np.random.default_rng(seed).permutation(n_frames)
+            np.testing.assert_array_equal(load(rows[order], None, True, False).positions, positions[order])
         for number in range(0, n_frames, 3):
             np.testing.assert_array_equal(load(rows[[number]], None, True, False).positions[0], positions[number])
+
+
+def check_any_order(
+    form: Format, path: Path, positions: np.ndarray, seed: int, forces: np.ndarray | None = None
+) -> None:
+    """Some of the frames, or all, in a random order, some of them twice: each in its own place."""
+    random = np.random.default_rng(seed)
+    rows = header_of(form, path).rows
+    few = random.choice(len(rows), size=int(random.integers(2, len(rows))), replace=bool(seed % 2))
+    for wanted in (random.permutation(len(rows)), few, few[::-1]):
+        frames = read(form, path, rows[wanted], [0, 2], forces=forces is not None)
+        np.testing.assert_array_equal(frames.positions, positions[wanted][:, [0, 2]])
+        if forces is not None:
+            np.testing.assert_array_equal(frames.forces, forces[wanted][:, [0, 2]])
 
 
 def outcome(form: Format, path: Path) -> RawFrames | None:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import struct
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from mdtraj.formats import DCDTrajectoryFile
 
 from hpc_cg.archive import index
 from hpc_cg.errors import ChangedFile, MissingInput, UnknownUnit, UnreadableFile
@@ -219,12 +221,94 @@ def test_times_that_are_no_numbers_or_stand_still_are_not_believed(tmp_path):
 
 
 def test_of_steps_that_come_twice_the_later_frame_is_kept(tmp_path):
-    step = np.array([0, 10, 20, 30, 40, 20, 30, 40, 50, 60, 70, 80])
-    save(tmp_path / "a.npz", step=step, time=step * 0.5)
+    step = 10 * np.concatenate([np.arange(50), np.arange(47, 90)])
+    save(tmp_path / "a.npz", n_frames=93, step=step, time=step * 0.5)
     found = described(tmp_path / "a.npz")
-    np.testing.assert_array_equal(found.table[:, 0], [0, 1, 5, 6, 7, 8, 9, 10, 11])
-    assert (found.segment.n_frames, found.segment.stride_ps, found.segment.even) == (9, 5.0, True)
+    np.testing.assert_array_equal(found.table[:, 0], [*range(47), *range(50, 93)])
+    assert (found.segment.n_frames, found.segment.stride_ps, found.segment.even) == (90, 5.0, True)
     assert "3 frames come again later" in found.segment.note and not found.segment.counted
+
+
+def test_trajectories_one_after_another_are_no_restart(tmp_path):
+    save(tmp_path / "a.npz", time=np.tile(np.arange(6.0), 2))
+    with pytest.raises(UnreadableFile, match="6 of 12 frames.*several trajectories one after another"):
+        described(tmp_path / "a.npz")
+    save(tmp_path / "b.npz", time=np.tile(np.arange(6.0), 2), step=np.arange(12))
+    with pytest.raises(UnreadableFile, match="times that go back while steps go on"):
+        described(tmp_path / "b.npz")
+    save(tmp_path / "c.npz", time=np.arange(12.0), step=np.tile(np.arange(6), 2))
+    found = described(tmp_path / "c.npz").segment
+    assert (found.n_frames, found.counted, found.even) == (12, True, True) and "times count" in found.note
+
+
+@pytest.mark.parametrize(("n_frames", "begin", "stride"), [(3, 4e6, 0.2), (100, 3e6, 0.1), (1000, 3e6, 0.1)])
+@pytest.mark.parametrize("with_steps", [False, True])
+def test_late_times_in_single_precision_lose_no_frame_and_leave_the_study_its_word(
+    tmp_path, n_frames, begin, stride, with_steps
+):
+    time = (begin + stride * np.arange(n_frames)).astype(np.float32)
+    steps = {"step": np.arange(n_frames) * 100} if with_steps else {}
+    save(tmp_path / "a.npz", n_frames=n_frames, time=time, **steps)
+    found = described(tmp_path / "a.npz", stride_ps=stride).segment
+    assert (found.n_frames, found.stride_ps, found.even, found.counted) == (n_frames, stride, True, True)
+    with pytest.raises(UnreadableFile, match="correct stride_ps|Correct stride_ps"):
+        described(tmp_path / "a.npz", stride_ps=5 * stride)
+
+
+def beside(folder, first, second):
+    """Positions at some moments beside forces at others, in two files."""
+    count = {len(values) for values in first.values()}.pop()
+    save(folder / "x.npz", n_frames=count, **first)
+    count = {len(values) for values in second.values()}.pop()
+    np.savez(folder / "f.npz", forces=np.ones((count, 3, 3), np.float32), **second)
+    return described(folder / "x.npz", forces_path=folder / "f.npz", stride_ps=None)
+
+
+def test_where_steps_of_two_files_contradict_their_times_one_is_sure_or_both_are_refused(tmp_path):
+    number = np.arange(101)
+    renumbered = {"step": number, "time": 1.0 * number}
+    found = beside(tmp_path, renumbered, {"step": 20 * number, "time": 1.0 * number})
+    assert found.table is None and found.segment.n_frames == 101 and "matched by time" in found.segment.note
+    assert beside(tmp_path, renumbered, {"step": 500 + number, "time": 1.0 * number}).segment.n_frames == 101
+    with pytest.raises(UnreadableFile, match="contradict each other"):
+        beside(tmp_path, renumbered, {"step": number, "time": 1.0 * number + 3})
+    with pytest.raises(UnreadableFile, match="several trajectories|go back"):
+        beside(tmp_path, {"time": np.tile(number, 2) * 1.0}, {"time": np.tile(number, 2) * 1.0})
+
+
+def test_a_restart_redone_in_one_of_two_files_is_refused_and_in_both_is_followed(tmp_path):
+    again = np.concatenate([np.arange(100), np.arange(97, 150)])
+    twice, once = ({"step": steps * 10, "time": steps * 1.0} for steps in (again, np.arange(100)))
+    with pytest.raises(UnreadableFile, match="a restart that made frames again in one"):
+        beside(tmp_path, twice, once)
+    found = beside(tmp_path, twice, twice)
+    np.testing.assert_array_equal(found.table[:, 0], found.table[:, 1])
+    np.testing.assert_array_equal(found.table[:, 0], [*range(97), *range(100, 153)])
+
+
+@pytest.mark.parametrize(
+    ("begin", "between", "n_frames", "right"),
+    [(10, 10, 12, True), (0, 10, 12, False), (10, 20, 12, False), (0, 1, 12, False), (10, 10, 9, True)],
+)
+def test_two_dcd_files_count_steps_alike_or_are_refused(tmp_path, begin, between, n_frames, right):
+    for name, *of in (("x", 10, 10, 12), ("f", begin, between, n_frames)):
+        write_dcd(tmp_path / f"{name}.dcd", *of)
+    options = {"forces_path": tmp_path / "f.dcd", "length_unit": "angstrom"}
+    if right:
+        found = described(tmp_path / "x.dcd", **options).segment
+        assert (found.n_frames, found.stride_ps) == (n_frames, 0.02)
+    else:
+        with pytest.raises(UnreadableFile, match="whose first steps are"):
+            described(tmp_path / "x.dcd", **options)
+
+
+def write_dcd(path, begin, between, n_frames):
+    with DCDTrajectoryFile(str(path), "w") as file:
+        file.write(np.zeros((n_frames, 3, 3), np.float32))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2i", content, 12, begin, between)
+    struct.pack_into("<f", content, 44, 0.002 / 0.04888821)
+    path.write_bytes(content)
 
 
 def test_forces_in_a_second_file_are_matched_by_step(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hpc_cg.archive import catalogue
 from hpc_cg.archive.catalogue import Catalogue, Piece, Source
 from hpc_cg.archive.index import Described, Segment
-from hpc_cg.archive.weights import equal, open_weights
+from hpc_cg.archive.weights import check_weights, equal, open_weights
 from hpc_cg.errors import BadWeights, MissingInput, UnreadableFile
 
 
@@ -109,6 +109,21 @@ def test_weights_follow_their_frames(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_weights(None, found)(Piece(0, 0, 2)), [1, 1])
 
 
+def named(folder: Path, paths: list[str], n_frames: int = 4, bad: tuple[str, ...] = ()) -> Catalogue:
+    """An index of files of four frames each; those that are bad cannot be read."""
+    sources = [Source(path, None) for path in paths]
+
+    def describe(source: Source) -> tuple[Described, ...]:
+        if source.path in bad:
+            raise UnreadableFile(f"reading {source.path}", "an empty file", "copy it again")
+        return (Described(segment(source.path, n_frames), None),)
+
+    catalogue.begin(folder, sources)
+    catalogue.describe_part(folder, catalogue.sources_of(folder), 0, describe)
+    catalogue.merge(folder, sources)
+    return Catalogue(folder)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -116,24 +131,40 @@ def test_weights_follow_their_frames(tmp_path: Path) -> None:
         (np.ones((7, 1)), "shape"),
         (np.array([1, 1, 1, -1, 1, 1, 1.0]), "-1.0 at place 3"),
         (np.array([1, 1, 1, np.nan, 1, 1, 1]), "nan at place 3"),
+        (np.array([1, 1, 1, 1, 1, 1e39, 1]), r"1e\+39 at place 5.*only their ratios count"),
+        (np.array([1, 1, 1, 1, 1, 1, 1e-50]), "1e-50 at place 6.*single precision"),
         (np.zeros(7), "only zeros"),
         (np.array(["a"] * 7), "type"),
+        (np.ones(7, complex), "complex128"),
     ],
 )
 def test_weights_that_are_none_are_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:
     found = made(tmp_path / "index", [3, 4])
     np.save(tmp_path / "w.npy", values)
     with pytest.raises(BadWeights, match=message):
-        open_weights(tmp_path / "w.npy", found)
+        check_weights(tmp_path / "w.npy", found)
+    if values.shape == (7,) and values.dtype.kind == "f":
+        np.savez(tmp_path / "w.npz", **{"run0.npy": values[:3], "run1.npy": values[3:]})
+        with pytest.raises(BadWeights, match="only zeros|run1"):
+            check_weights(tmp_path / "w.npz", found)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", "uint8", "bool"])
+def test_weights_may_be_any_real_numbers(tmp_path: Path, dtype: str) -> None:
+    found = made(tmp_path / "index", [3, 4])
+    np.save(tmp_path / "w.npy", np.array([1, 0, 1, 1, 1, 0, 1], dtype))
+    check_weights(tmp_path / "w.npy", found)
+    np.testing.assert_array_equal(open_weights(tmp_path / "w.npy", found)(Piece(1, 1, 4)), [1, 0, 1])
 
 
 def test_weights_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     found = made(tmp_path / "index", [3, 4])
     with pytest.raises(MissingInput, match="nowhere"):
         open_weights(tmp_path / "nowhere.npy", found)
-    np.savez(tmp_path / "w.npz", **{"run0.npy": np.ones(3)})
-    with pytest.raises(BadWeights, match=r"none for /a/run1\.npy"):
-        open_weights(tmp_path / "w.npz", found)
+    np.savez(tmp_path / "w.npz", **{"run1.npy": np.ones(4)})
+    for ask in (check_weights, lambda path, index: open_weights(path, index)(Piece(0, 0, 3))):
+        with pytest.raises(BadWeights, match=r"none for /a/run0\.npy"):
+            ask(tmp_path / "w.npz", found)
     for name in ("torn.npz", "torn.npy"):
         (tmp_path / name).write_bytes((tmp_path / "w.npz").read_bytes()[:40])
         with pytest.raises(BadWeights, match="no readable"):
@@ -141,3 +172,42 @@ def test_weights_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_text("1 1 1")
     with pytest.raises(BadWeights, match="txt"):
         open_weights(tmp_path / "w.txt", found)
+    np.save(tmp_path / "array.npy", np.ones(7))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    with pytest.raises(BadWeights, match=r"Rename it to \.npy"):
+        open_weights(tmp_path / "array.npz", found)
+
+
+def test_one_array_of_weights_serves_one_trajectory(tmp_path: Path) -> None:
+    found = named(tmp_path / "index", ["/t/a/run.h5", "/t/b/run.h5"])
+    np.savez(tmp_path / "w.npz", **{"run.h5": np.ones(4)})
+    with pytest.raises(BadWeights, match=r"'run.h5' for both /t/a/run.h5 and /t/b/run.h5.*'a/run.h5' and 'b/run.h5'"):
+        check_weights(tmp_path / "w.npz", found)
+    np.savez(tmp_path / "w.npz", **{"run.h5": np.ones(4), "b/run.h5": np.full(4, 2.0)})
+    check_weights(tmp_path / "w.npz", found)
+    weights = open_weights(tmp_path / "w.npz", found)
+    assert [weights(Piece(number, 0, 1))[0] for number in (0, 1, 0)] == [1, 2, 1]
+
+
+def test_an_array_of_weights_that_serves_no_trajectory_is_named_unless_its_file_could_not_be_read(
+    tmp_path: Path,
+) -> None:
+    found = named(tmp_path / "index", ["/t/a.h5", "/t/b.h5"], bad=("/t/b.h5",))
+    np.savez(tmp_path / "w.npz", **{"a.h5": np.ones(4), "b.h5": np.ones(9)})
+    check_weights(tmp_path / "w.npz", found)
+    np.savez(tmp_path / "w.npz", **{"a.h5": np.ones(4), "c.h5": np.ones(9)})
+    with pytest.raises(BadWeights, match=r"1 arrays that belong to no trajectory.*c\.h5"):
+        check_weights(tmp_path / "w.npz", found)
+
+
+def test_opening_named_weights_reads_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = named(tmp_path / "index", ["/t/a.h5", "/t/b.h5"])
+    np.savez(tmp_path / "w.npz", **{"a.h5": np.ones(4), "b.h5": np.full(4, 2.0)})
+    read: list[str] = []
+    get = np.lib.npyio.NpzFile.__getitem__
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda file, key: read.append(key) or get(file, key))
+    weights = open_weights(tmp_path / "w.npz", found)
+    assert read == []
+    for number in (1, 1, 0):
+        weights(Piece(number, 0, 2))
+    assert read == ["b.h5", "a.h5"]

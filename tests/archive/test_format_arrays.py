@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from formats import check_any_order
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +27,13 @@ def save(path, compressed=False, **arrays):
 def read(form, path, rows, atoms=None):
     with form.opened(path, "") as load:
         return load(np.asarray(rows), atoms, True, True)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_frames_come_in_the_order_asked_for(tmp_path, compressed):
+    path = save(tmp_path / "a.npz", compressed, positions=POSITIONS, forces=OTHER)
+    for seed in range(12):
+        check_any_order(NPZ, path, POSITIONS, seed, OTHER)
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -3,8 +3,10 @@
 import h5py
 import numpy as np
 import pytest
+from formats import check_any_order
 
 from hpc_cg.archive import index, readers
+from hpc_cg.archive.h5md import H5MD
 from hpc_cg.errors import UnreadableFile
 
 POSITIONS, FORCES = np.random.default_rng(4).normal(size=(2, 12, 5, 3)).astype(np.float32)
@@ -118,3 +120,49 @@ def test_cut_at_any_byte_is_an_error_of_the_file(tmp_path):
         (tmp_path / "cut.h5").write_bytes(content[:length])
         with pytest.raises(UnreadableFile, match=r"cut\.h5"):
             index.describe(tmp_path / "cut.h5", molecule="m")
+
+
+def test_frames_come_in_the_order_asked_for(tmp_path):
+    for seed in range(8):
+        check_any_order(H5MD, write(tmp_path / "a.h5"), POSITIONS, seed, FORCES)
+
+
+def restamped(path, **moments):
+    """Positions and forces, all of them, at other steps and times; None for none."""
+    write(path)
+    with h5py.File(path, "a") as file:
+        for name, kinds in moments.items():
+            for kind in ("step", "time"):
+                del file[f"particles/all/{name}/{kind}"]
+                if kinds.get(kind) is not None:
+                    file[f"particles/all/{name}/{kind}"] = np.asarray(kinds[kind])
+    return path
+
+
+def test_without_steps_forces_belong_to_positions_of_the_same_time(tmp_path):
+    path = restamped(tmp_path / "a.h5", position={"time": np.arange(12.0)}, force={"time": np.arange(12) * 2.0})
+    (described,) = index.describe(path, molecule="m")
+    np.testing.assert_array_equal(described.table[:, 0], [0, 2, 4, 6, 8, 10])
+    frames = readers.read(described.segment, 0, 6, described.table)
+    np.testing.assert_allclose(frames.forces, FORCES[:6] * 10, rtol=1e-6)
+
+
+def test_forces_whose_moments_cannot_be_compared_or_contradict_are_refused(tmp_path):
+    number = np.arange(12)
+    for of_forces, said in (
+        ({}, "neither steps nor times"),
+        ({"step": number, "time": 2.0 * number}, "same steps and other times"),
+    ):
+        path = restamped(tmp_path / "a.h5", position={"step": number, "time": 1.0 * number}, force=of_forces)
+        with pytest.raises(UnreadableFile, match=said):
+            index.describe(path, molecule="m")
+    path = restamped(tmp_path / "a.h5", position={}, force={})
+    assert index.describe(path, molecule="m", stride_ps=1.0)[0].segment.has_forces
+
+
+def test_steps_that_begin_anew_where_times_go_on_lose_no_frame(tmp_path):
+    moments = {"step": np.tile(np.arange(6), 2), "time": np.arange(12.0)}
+    path = restamped(tmp_path / "a.h5", position=moments, force=moments)
+    (described,) = index.describe(path, molecule="m")
+    assert described.segment.n_frames == 12 and described.segment.counted
+    np.testing.assert_allclose(readers.read(described.segment, 0, 12).forces, FORCES * 10, rtol=1e-6)

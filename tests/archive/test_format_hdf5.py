@@ -5,6 +5,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from formats import check_any_order
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +45,46 @@ def test_any_frames_and_atoms_are_those_written(tmp_path, make_h5, rows, atoms):
         frames = load(np.array(rows), atoms, True, True)
     np.testing.assert_array_equal(frames.positions, positions[list(rows)][:, chosen])
     np.testing.assert_array_equal(frames.forces, forces[list(rows)][:, chosen])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_frames_come_in_the_order_asked_for(tmp_path, make_h5, seed):
+    positions, forces = make_h5(tmp_path / "a.h5", n_frames=20)
+    check_any_order(HDF5, tmp_path / "a.h5", positions, seed, forces)
+
+
+@pytest.mark.parametrize("times", [[0, 2, 1, 3, 4, 5], [3, 4, 5, 0, 1, 2], [5, 4, 3, 2, 1, 0]])
+def test_frames_out_of_order_are_put_in_order(tmp_path, times):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["positions"], file["time"] = POSITIONS[times], np.array(times) * 2.0
+    (described,) = index.describe(tmp_path / "a.h5", **{**NM, "stride_ps": 2.0})
+    frames = readers.read(described.segment, 0, 6, described.table)
+    np.testing.assert_array_equal(frames.positions, POSITIONS[:6])
+
+
+def test_times_of_own_files_count_and_agree_with_the_spacing_stated(tmp_path, make_h5):
+    make_h5(tmp_path / "a.h5", n_frames=20, units="nm, fs, kJ/mol/nm")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["time"] = np.arange(20) * 500.0
+    assert index.scan(["a.h5"], tmp_path, molecule="m")[0].stride_ps == 0.5
+    for stated, right in ((0.5, True), (1.0, False)):
+        with h5py.File(tmp_path / "a.h5", "a") as file:
+            file.attrs["stride_ps"] = stated
+        if right:
+            assert index.scan(["a.h5"], tmp_path, molecule="m")[0].stride_ps == 0.5
+        else:
+            with pytest.raises(UnreadableFile, match=r"1 ps between frames as it states, 0\.5 ps by its times"):
+                index.scan(["a.h5"], tmp_path, molecule="m")
+
+
+def test_units_of_own_files_are_known_by_any_of_their_names(tmp_path, make_h5):
+    make_h5(tmp_path / "a.h5", stride_ps=1.0, units="Angstrom, ps, kcal/mol/Angstrom")
+    (segment,) = index.scan(["a.h5"], tmp_path, molecule="m")
+    assert (segment.length_unit, segment.force_unit) == ("angstrom", "kcal/mol/angstrom")
+    for stated, said in (("nm, ps, hartree/bohr", "hartree/bohr"), ("nm, angstrom", "both 'nm' and 'angstrom'")):
+        make_h5(tmp_path / "a.h5", stride_ps=1.0, units=stated)
+        with pytest.raises(UnknownUnit, match=said):
+            index.scan(["a.h5"], tmp_path, **{**NM, "stride_ps": None})
 
 
 def test_mdtraj_files_state_time_cell_and_units(tmp_path):

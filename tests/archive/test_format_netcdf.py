@@ -88,9 +88,13 @@ def test_one_variable_alone(tmp_path):
     assert header.time is None and read(NETCDF, tmp_path / "a.nc", header.rows).cell is None
 
 
-def test_double_precision_is_rounded(tmp_path):
+def test_double_precision_is_kept_and_centred_before_it_is_rounded(tmp_path):
     exact = np.random.default_rng(7).normal(size=(23, 11, 3))
-    check_ways_to_read(NETCDF, write(tmp_path / "a.nc", coordinates=exact), exact.astype(np.float32))
+    check_ways_to_read(NETCDF, write(tmp_path / "a.nc", coordinates=exact), exact)
+    write(tmp_path / "b.nc", coordinates=exact + 1e4)
+    (segment,) = index.scan(["b.nc"], tmp_path, molecule="m", stride_ps=1.0)
+    wanted = 0.1 * (exact - exact.mean(1, keepdims=True))
+    np.testing.assert_allclose(readers.read(segment, 0, 23).positions, wanted, atol=3e-7)
 
 
 def test_a_file_of_forces_beside_one_of_positions_is_read_with_it(tmp_path):

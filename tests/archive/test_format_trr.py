@@ -98,11 +98,11 @@ def test_layouts_of_equal_size_are_not_taken_for_one_another(tmp_path):
     np.testing.assert_array_equal(read(TRR, tmp_path / "a.trr", header.rows[1::2], forces=True).forces, FORCES[1:22:2])
 
 
-def test_double_precision_is_read_and_rounded(tmp_path):
+def test_double_precision_is_kept(tmp_path):
     exact = np.random.default_rng(2).normal(size=(2, 12, 4, 3))
     content = [frame(4, i, i / 3, "d", BOX[0], exact[0, i], f=exact[1, i]) for i in range(12)]
     (tmp_path / "a.trr").write_bytes(b"".join(content))
-    check_ways_to_read(TRR, tmp_path / "a.trr", *exact.astype(np.float32))
+    check_ways_to_read(TRR, tmp_path / "a.trr", *exact)
     header = header_of(TRR, tmp_path / "a.trr")
     np.testing.assert_array_equal(header.time, np.arange(12) / 3)
     np.testing.assert_array_equal(read(TRR, tmp_path / "a.trr", header.rows).cell, BOX[:12])
@@ -188,3 +188,10 @@ def test_real_files_are_read_as_mdtraj_reads_them(data_folder):
         np.testing.assert_array_equal(frames.forces, found[-1])
         np.testing.assert_array_equal(header.time, found[1])
         np.testing.assert_array_equal(header.step, found[2])
+
+
+def test_double_precision_far_from_the_origin_is_centred_before_it_is_rounded(tmp_path):
+    exact = np.random.default_rng(2).normal(size=(4, 3))
+    (tmp_path / "a.trr").write_bytes(frame(4, 0, 0.0, "d", BOX[0], exact + 1000))
+    (segment,) = index.scan(["a.trr"], tmp_path, molecule="m", stride_ps=1.0)
+    np.testing.assert_allclose(readers.read(segment, 0, 1).positions[0], exact - exact.mean(0), atol=3e-7)
