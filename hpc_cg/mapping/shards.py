@@ -28,7 +28,7 @@ from hpc_cg.mapping.whole import Whole
 from hpc_cg.store.dataset import held_out
 from hpc_cg.store.layout import ShardFrames, StoreSpec
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 8 << 20
 """Bytes of positions, and as many of forces, that are held at once."""
 
 BLOCK_FRAMES = 4096
@@ -213,9 +213,10 @@ def _held_out(piece: Piece, rule: tuple[int, int]) -> Bool[np.ndarray, "frame"]:
 class Mapping:
     """A map, and what has to be read for it.
 
-    atoms       numbers in the files of the atoms that have a weight in it; None for all atoms of the files
+    atoms       numbers in the files of the atoms that have a weight in it, and of those that join them; None for all
+                atoms of the files
     forces      the map over these atoms
-    anchors     which of these have a weight in positions
+    anchors     which of these have a weight in positions, or join those that have
     positions   the map over the anchors
     whole       puts the anchors next to one another
     """
@@ -230,22 +231,29 @@ class Mapping:
 def mapping_of(archive: Archive, cg_map: CGMap, forces: bool, whole: Callable[[np.ndarray], Whole]) -> Mapping:
     """What has to be read for ``cg_map``, which is over the atoms that are looked at.
 
-    whole   makes the Whole of some of these atoms
+    whole   makes the Whole of some of these atoms; the atoms between that it needs are read as well
     """
     anchors = np.flatnonzero(np.any(cg_map.coordinate != 0, axis=0))
-    pulled = np.any(cg_map.force != 0, axis=0) if forces else np.zeros(cg_map.n_atoms, bool)
-    needed = np.union1d(anchors, np.flatnonzero(pulled))
+    pulled = np.flatnonzero(np.any(cg_map.force != 0, axis=0)) if forces else anchors
+    looked_at = np.arange(archive.n_atoms) if archive.atoms is None else archive.atoms
+    tree = whole(anchors)
+    joined = np.union1d(looked_at[anchors], tree.between)
+    needed = np.union1d(joined, looked_at[pulled])
     return Mapping(
-        atoms=archive.in_file(needed),
-        forces=_cut(cg_map, needed),
-        anchors=np.searchsorted(needed, anchors),
-        positions=_cut(cg_map, anchors),
-        whole=whole(anchors),
+        atoms=None if len(needed) == archive.catalogue.n_atoms_of[0] else needed,
+        forces=_cut(cg_map, looked_at, needed),
+        anchors=np.searchsorted(needed, joined),
+        positions=_cut(cg_map, looked_at, joined),
+        whole=tree,
     )
 
 
-def _cut(cg_map: CGMap, atoms: Int64[np.ndarray, "atom"]) -> CGMap:
-    return CGMap(cg_map.coordinate[:, atoms], cg_map.force[:, atoms], cg_map.system)
+def _cut(cg_map: CGMap, looked_at: Int64[np.ndarray, "looked_at"], atoms: Int64[np.ndarray, "atom"]) -> CGMap:
+    """The map over ``atoms``, of which those that it does not look at have no weight; all by number in the files."""
+    column = np.searchsorted(looked_at, atoms).clip(max=len(looked_at) - 1)
+    known = looked_at[column] == atoms
+    coordinate, force = (np.where(known, matrix[:, column], 0.0) for matrix in (cg_map.coordinate, cg_map.force))
+    return CGMap(coordinate, force, cg_map.system)
 
 
 def mapped(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpc_cg.errors import TooFewFrames
+from hpc_cg.errors import BadFrames, TooFewFrames
 from hpc_cg.mapping import constraints
 from hpc_cg.mapping.constraints import DistanceMoments, candidate_pairs, group_matrix, rigid_groups
 
@@ -124,5 +124,39 @@ def test_rounded_positions_need_a_wider_threshold(data_folder):
     pairs = candidate_pairs(positions[0])
     groups = rigid_groups(DistanceMoments.of(positions, pairs), 166)
     rounded = DistanceMoments.of(np.round(positions, 3), pairs)
-    assert len(rigid_groups(rounded, 166)) == 166
-    assert rigid_groups(rounded, 166, threshold_nm=1e-3) == groups
+    assert rounded.grid == 1e-3 and rigid_groups(rounded, 166) == groups
+
+
+@pytest.mark.parametrize("grid", [1e-2, 2e-3, 1e-3, 5e-4, 1e-4])
+def test_the_grid_of_rounded_positions_is_found_wherever_they_are_shifted(grid):
+    positions = np.random.default_rng(3).normal(size=(20, 10, 3))
+    rounded = np.rint(positions / grid) * grid
+    pairs = candidate_pairs(rounded[0])
+    assert constraints.grid_of(rounded.astype(np.float32), pairs) == pytest.approx(grid)
+    centred = rounded - rounded.mean(axis=1, keepdims=True)
+    assert constraints.grid_of(centred.astype(np.float32), pairs) == pytest.approx(grid)
+    assert constraints.grid_of(positions.astype(np.float32), pairs) == 0
+
+
+def test_what_cannot_show_a_grid_shows_none():
+    pairs = candidate_pairs(np.zeros((10, 3)))
+    assert constraints.grid_of(np.zeros((5, 10, 3)), pairs) == 0
+    far = np.round(np.random.default_rng(0).normal(size=(5, 10, 3)), 3) + 1e5
+    assert constraints.grid_of(far.astype(np.float32), pairs) == 0
+
+
+def test_of_mixed_files_the_coarsest_grid_counts_in_any_order():
+    positions = turned_water(50, 4)
+    pairs = candidate_pairs(positions[0])
+    fine, coarse = DistanceMoments.of(positions, pairs), DistanceMoments.of(np.round(positions, 3), pairs)
+    assert (fine.grid, coarse.grid) == (0, pytest.approx(1e-3))
+    for total in (fine + coarse, coarse + fine, DistanceMoments.empty(pairs) + coarse):
+        assert total.grid == coarse.grid
+        assert DistanceMoments.from_arrays(pairs, total.arrays()).grid == coarse.grid
+    assert len(rigid_groups(fine + coarse, 12)) == 4
+
+
+def test_positions_too_coarse_to_tell_are_refused():
+    positions = turned_water(50, 4)
+    with pytest.raises(BadFrames, match=r"rounded to 0\.01 nm"):
+        rigid_groups(DistanceMoments.of(np.round(positions, 2), candidate_pairs(positions[0])), 12)

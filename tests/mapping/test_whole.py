@@ -3,10 +3,11 @@
 import mdtraj
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hpc_cg.mapping.whole import Whole
+from hpc_cg.errors import BadFrames
+from hpc_cg.mapping.whole import SMALLEST_HEIGHT_NM, Whole
 
 TRICLINIC = np.array([[3.0, 0, 0], [1.4, 2.6, 0], [-1.2, 1.1, 2.4]])
 GENERAL = np.array([[2.9, 0.4, -0.3], [0.5, 3.1, 0.6], [-0.7, 0.2, 2.8]])
@@ -47,6 +48,7 @@ def test_wrapped_chain_comes_back_up_to_one_lattice_vector(cell):
 def test_bonds_of_a_whole_molecule_are_minimum_images(seed, n_atoms, skew, lower):
     cell = 3 * np.eye(3) + np.tril(np.reshape(skew, (3, 3)), -1 if lower else 0)
     height = min(1 / np.linalg.norm(np.linalg.inv(cell), axis=0))
+    assume(height > SMALLEST_HEIGHT_NM)
     generator = np.random.default_rng(seed)
     positions = walk(3, n_atoms, seed, bond_nm=0.49 * height)
     images = generator.integers(-3, 4, size=positions.shape).astype(np.float64)
@@ -74,8 +76,15 @@ def test_whole_frames_keep_their_bits_beside_broken_ones():
 
 @pytest.mark.parametrize(
     "cell",
-    [None, np.zeros((3, 3)), np.full((3, 3), np.nan), np.diag([3.0, 3.0, 0.0]), np.diag([3.0, 3.0, 1e-6])],
-    ids=["none", "zero", "nan", "slab", "flat"],
+    [
+        None,
+        np.zeros((3, 3)),
+        np.full((3, 3), np.nan),
+        np.diag([3.0, 3.0, 0.0]),
+        np.diag([3.0, 3.0, 1e-6]),
+        0.1 * np.eye(3),
+    ],
+    ids=["none", "zero", "nan", "slab", "flat", "one angstrom"],
 )
 def test_what_is_no_cell_is_not_periodic(cell):
     positions = wrapped(walk(4, 20), CUBE)
@@ -126,3 +135,80 @@ def test_peptide_from_its_file_comes_back_whole(data_folder):
     whole = tree.apply(wrapped(positions[:, atoms], cell), cell)
     centred = positions[:, atoms] - positions[:, atoms[:1]]
     np.testing.assert_allclose(whole - whole[:, :1], centred, atol=1e-9)
+
+
+def carbons(n_atoms: int, n_chains: int = 1) -> mdtraj.Topology:
+    """Chains of carbons, each bonded to the next."""
+    topology = mdtraj.Topology()
+    for _ in range(n_chains):
+        residue = topology.add_residue("CRB", topology.add_chain())
+        atoms = [topology.add_atom(f"C{i}", mdtraj.element.carbon, residue) for i in range(n_atoms)]
+        for i in range(n_atoms - 1):
+            topology.add_bond(atoms[i], atoms[i + 1])
+    return topology
+
+
+def test_neighbouring_atoms_along_a_chain_need_none_between():
+    tree = Whole.of(carbons(31), np.arange(0, 31, 3))
+    assert not len(tree.between)
+    np.testing.assert_array_equal(tree.parents, np.arange(10))
+    np.testing.assert_allclose(tree.reach, 0.6)
+
+
+@pytest.mark.parametrize("cell", [CUBE, TRICLINIC], ids=["cube", "triclinic"])
+def test_far_atoms_of_one_molecule_come_to_the_image_that_their_bonds_lead_to(cell):
+    positions = np.cumsum(np.broadcast_to([0.12, 0.06, 0.03], (6, 41, 3)), axis=1)
+    ends = np.array([0, 40])
+    tree = Whole.of(carbons(41), ends)
+    read = np.union1d(ends, tree.between)
+    assert 2 < len(read) < 20
+    whole = tree.apply(wrapped(positions, cell)[:, read], cells(cell, 6))
+    np.testing.assert_allclose(whole[:, -1] - whole[:, 0], positions[:, 40] - positions[:, 0], atol=1e-9)
+    assert np.linalg.norm(positions[0, 40] - positions[0, 0]) > 3
+
+
+def test_paths_take_the_shortest_way_and_branches():
+    topology = carbons(20)
+    side = topology.add_atom("CX", mdtraj.element.carbon, topology.residue(0))
+    topology.add_bond(topology.atom(10), side)
+    tree = Whole.of(topology, np.array([0, 19, 20]))
+    assert set(tree.between) <= set(range(1, 19))
+    assert len(tree.parents) == len(tree.chain) - 1 and tree.reach.max() <= 0.6 + 1e-12
+
+
+def test_chains_that_are_bonded_to_one_another_are_one():
+    topology = carbons(9, n_chains=3)
+    assert Whole.of(topology, np.arange(27)).chain.max() == 2
+    topology.add_bond(topology.atom(8), topology.atom(18))
+    tree = Whole.of(topology, np.arange(27))
+    np.testing.assert_array_equal(tree.chain, np.repeat([0, 1, 0], 9))
+    np.testing.assert_array_equal(tree.reach[tree.reach == 0], [])
+
+
+def test_calpha_atoms_alone_are_as_far_apart_as_in_a_protein():
+    topology = mdtraj.Topology()
+    chain = topology.add_chain()
+    for _ in range(10):
+        topology.add_atom("CA", mdtraj.element.carbon, topology.add_residue("ALA", chain))
+    np.testing.assert_allclose(Whole.of(topology, np.arange(10)).reach, 0.4)
+    np.testing.assert_array_equal(Whole.of(topology, np.array([2, 5])).between, [3, 4])
+
+
+def test_cells_in_which_two_images_could_be_bonded_are_refused():
+    tree = Whole.of(carbons(31), np.arange(0, 31, 3))
+    positions = walk(4, 11)
+    whole = tree.apply(wrapped(positions, 1.3 * np.eye(3)), cells(1.3 * np.eye(3), 4))
+    np.testing.assert_allclose(np.linalg.norm(np.diff(whole, axis=1), axis=2), 0.38, rtol=1e-9)
+    small = cells(np.eye(3) * 1.3, 4)
+    small[2] = np.diag([3.0, 3.0, 0.7])
+    with pytest.raises(BadFrames, match=r"a cell 0\.70 nm high.* up to 0\.6 nm"):
+        tree.apply(positions, small)
+    positions[2] = np.nan  # left out anyway
+    tree.apply(positions, small)
+
+
+def test_molecules_that_no_bond_joins_have_no_right_image():
+    topology = carbons(1, n_chains=1)
+    for _ in range(3):
+        topology.add_atom("NA", mdtraj.element.sodium, topology.add_residue("NA", topology.chain(0)))
+    np.testing.assert_array_equal(Whole.of(topology, np.arange(4)).reach, 0)
