@@ -21,20 +21,16 @@ from hpc_cg.forcefield.coordinates import CoordinateMoments
 class Labelled:
     """Labelled frames as tensors of float32, nm and kJ/mol/nm.
 
-    index          which frames they are, for ``Feed.names``
-    total_weight   of the global batch, where one process knows it: the others' frames are not read by all
+    index   which frames they are, for ``Feed.names``
     """
 
     index: Int[np.ndarray, "frame"]
     positions: Float[Tensor, "frame bead 3"]
     forces: Float[Tensor, "frame bead 3"]
     weights: Float[Tensor, "frame"]
-    total_weight: float | None
 
     def part(self, part: slice) -> "Labelled":
-        return Labelled(
-            self.index[part], self.positions[part], self.forces[part], self.weights[part], self.total_weight
-        )
+        return Labelled(self.index[part], self.positions[part], self.forces[part], self.weights[part])
 
 
 @runtime_checkable
@@ -49,6 +45,11 @@ class Feed(Protocol):
     @property
     def n_train(self) -> int:
         """Frames to train on, of all processes."""
+        ...
+
+    @property
+    def mean_weight(self) -> float:
+        """Of the frames to train on, of all processes."""
         ...
 
     @property

@@ -4,6 +4,7 @@ Redrawn noise is keyed by (seed, purpose, step) for the whole global batch, of w
 the labels do not depend on the number of processes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,11 +68,22 @@ class Labels:
 
         part   which of the frames are wanted; the others get their draws all the same
         """
-        frames, mine = self.frames, index if part is None else index[part]
-        noise = self.draw(len(index), purpose, step)
-        if noise is not None:
-            noise = noise if part is None else noise[part]
-        elif frames.noise is not None:
+        mine, noise = index, self.draw(len(index), purpose, step)
+        if part is not None:
+            mine, noise = index[part], None if noise is None else noise[part]
+        return self._labelled(mine, noise)
+
+    def batches(self, index: Int[np.ndarray, "frame"], purpose: str, step: int, size: int) -> Iterator[Batch]:
+        """The labels of ``batch``, ``size`` frames at a time, for more frames than should be labelled at once."""
+        key, beads = stream(self.seed, purpose, step), self.frames.positions.shape[1:]
+        for first in range(0, len(index), size):
+            mine = index[first : first + size]
+            # one generator for all parts: drawn one after another, the numbers are those of one draw
+            yield self._labelled(mine, None if self.kernel is None else self.kernel.draw((len(mine), *beads), key))
+
+    def _labelled(self, mine: np.ndarray, noise: np.ndarray | None) -> Batch:
+        frames = self.frames
+        if noise is None and frames.noise is not None:
             noise = frames.noise[mine]
         forces = None if frames.forces is None else frames.forces[mine]
         positions, forces = labelled(self.kernel, frames.positions[mine], noise, forces)

@@ -127,14 +127,10 @@ class Trainer:
     def _train_one_step(self, stop: bool) -> bool:
         """One step of the optimizer; returns whether any process asked to stop."""
         batch = self.feed.train(self.step)
-        # where the weight of the global batch is not known before, a guess stands for it until all weights are summed
-        weight = batch.total_weight or float(self.settings.batch_size)
-        loss = self._gradient(batch, weight)
-        told = torch.stack([loss, loss.new_tensor(float(stop)), batch.weights.sum()])
-        loss, stops, total = sum_gradients(self.parameters, self.world, told)
-        if batch.total_weight is None:
-            self._rescale(weight / total)
-            loss = loss * (weight / total)
+        # not the weight of this very batch, which would make a heavy frame count less among heavy ones
+        loss = self._gradient(batch, self.settings.batch_size * self.feed.mean_weight)
+        told = torch.stack([loss, loss.new_tensor(float(stop))])
+        loss, stops = sum_gradients(self.parameters, self.world, told)
         if not torch.isfinite(loss):
             raise self._diverged(batch)
         rate = self.settings.rate(self.step)
@@ -145,11 +141,6 @@ class Trainer:
         self.step += 1
         self.running = [self.running[0] + float(loss) * self.scale, self.running[1] + 1]
         return bool(stops > 0)
-
-    def _rescale(self, factor: Tensor) -> None:
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad *= factor
 
     def _gradient(self, batch: Labelled, total_weight: float) -> Tensor:
         """This process's part of the loss, and its gradient in the parameters."""

@@ -4,6 +4,9 @@ The noise of a batch is keyed by (seed, purpose, step) and drawn for the whole o
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from itertools import islice
+from operator import add
 
 import numpy as np
 import torch
@@ -20,6 +23,9 @@ from hpc_cg.store.dataset import batch_indices
 
 PART_OF_DEVICE = 0.5
 """Of an accelerator's free memory, what a loaded store may take."""
+
+BLOCK_FRAMES = 65_536
+"""Frames that are labelled at once where all are looked at."""
 
 
 class Resident:
@@ -46,6 +52,7 @@ class Resident:
             on_device = device.type == "cuda" and _has_room(labels, device)
         self._on_device = _OnDevice(labels, device) if on_device else None
         self._validation: list[Labelled] = []
+        self._mean_weight = float(labels.frames.weights[train].mean(dtype=np.float64))
 
     @property
     def in_memory(self) -> bool:
@@ -54,6 +61,10 @@ class Resident:
     @property
     def n_train(self) -> int:
         return len(self.indices)
+
+    @property
+    def mean_weight(self) -> float:
+        return self._mean_weight
 
     @property
     def n_held_out(self) -> int:
@@ -66,18 +77,16 @@ class Resident:
     def validation(self) -> Sequence[Labelled]:
         if not self._validation:
             # one draw for all of them, cut into parts: whoever has which part, the noise is the same
-            batch, size = self.labels.batch(self.held_out, "validation noise", 0), self.batch_size
-            starts = range(self.world.rank * size, len(batch.index), self.world.size * size)
-            parts = [batch.part(slice(start, start + size)) for start in starts]
-            self._validation = [self._moved(part, None) for part in parts]
+            parts = self.labels.batches(self.held_out, "validation noise", 0, self.batch_size)
+            self._validation = [self._moved(part) for part in islice(parts, self.world.rank, None, self.world.size)]
         return self._validation
 
     def same(self, n_frames: int) -> Labelled:
         return self._labelled(self.indices[:n_frames], "self-test", 0, slice(None))
 
     def moments(self, system: BeadSystem) -> CoordinateMoments:
-        batch = self.labels.batch(self.indices, "prior noise", 0)
-        return CoordinateMoments.of(batch.positions, system, batch.weights)
+        parts = self.labels.batches(self.indices, "prior noise", 0, BLOCK_FRAMES)
+        return reduce(add, (CoordinateMoments.of(part.positions, system, part.weights) for part in parts))
 
     def names(self, index: Int[np.ndarray, "frame"]) -> list[str]:
         frames = self.labels.frames
@@ -87,14 +96,13 @@ class Resident:
         pass
 
     def _labelled(self, index: np.ndarray, purpose: str, step: int, part: slice) -> Labelled:
-        total = float(self.labels.frames.weights[index].sum())
         if self._on_device is None:
-            return self._moved(self.labels.batch(index, purpose, step, part), total)
-        return Labelled(index[part], *self._on_device.batch(index, purpose, step, part), total)
+            return self._moved(self.labels.batch(index, purpose, step, part))
+        return Labelled(index[part], *self._on_device.batch(index, purpose, step, part))
 
-    def _moved(self, batch: Batch, total: float | None) -> Labelled:
+    def _moved(self, batch: Batch) -> Labelled:
         positions, forces, weights = (as_tensor(x, self.device) for x in (batch.positions, batch.forces, batch.weights))
-        return Labelled(batch.index, positions, forces, weights, total)
+        return Labelled(batch.index, positions, forces, weights)
 
 
 def _has_room(labels: Labels, device: torch.device) -> bool:

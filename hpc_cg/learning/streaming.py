@@ -23,7 +23,7 @@ from hpc_cg.randomness import stream
 from hpc_cg.store.dataset import read_frames
 from hpc_cg.store.order import Order, Pick, choose_window, spread
 from hpc_cg.store.stream import HELD_OUT, TRAIN, Frames, StreamReader, read_picks
-from hpc_cg.store.writer import epoch_counts
+from hpc_cg.store.writer import epoch_sums
 
 
 class Streaming:
@@ -55,7 +55,8 @@ class Streaming:
                 f"start fewer processes, or set train.streams to {world.size} or more, a divisor of train.batch_size",
             )
         self.source, self.seed, self.batch_size, self.world, self.device = source, seed, batch_size, world, device
-        self.counts = epoch_counts(source.store, source.spec)
+        sums = epoch_sums(source.store, source.spec)
+        self.counts, self._weight = sums.counts, float(sums.weights[:, TRAIN].sum())
         n_train, n_held_out = self.counts.sum(axis=0).tolist()
         if not n_train or not n_held_out:
             raise TooFewFrames(
@@ -78,6 +79,10 @@ class Streaming:
     @property
     def n_train(self) -> int:
         return int(self.counts[:, TRAIN].sum())
+
+    @property
+    def mean_weight(self) -> float:
+        return self._weight / self.n_train
 
     @property
     def n_held_out(self) -> int:
@@ -107,7 +112,7 @@ class Streaming:
         block = int(np.flatnonzero(self.counts[:, TRAIN])[0])
         pick = Pick(block, np.arange(min(n_frames, int(self.counts[block, TRAIN]))))
         frames = self._read(TRAIN, pick)
-        return self._moved(frames.index, self._label(frames, "self-test", 0), float(frames.weights.sum()))
+        return self._moved(frames.index, self._label(frames, "self-test", 0))
 
     def moments(self, system: BeadSystem) -> CoordinateMoments:
         def of(number: int, pick: Pick) -> CoordinateMoments:
@@ -136,6 +141,6 @@ class Streaming:
         cpu = torch.device("cpu")
         return as_tensor(positions, cpu), as_tensor(forces, cpu), as_tensor(frames.weights, cpu)
 
-    def _moved(self, index: np.ndarray, tensors: Iterable[Tensor], total: float | None = None) -> Labelled:
+    def _moved(self, index: np.ndarray, tensors: Iterable[Tensor]) -> Labelled:
         positions, forces, weights = (x.to(self.device) for x in tensors)
-        return Labelled(index, positions, forces, weights, total)
+        return Labelled(index, positions, forces, weights)

@@ -40,8 +40,10 @@ def estimate_rows(estimates: Mapping[str, Any]) -> tuple[Row, ...]:
 def sizes_note(estimates: Mapping[str, Any]) -> str:
     """The sample sizes and bins that the estimates belong to."""
     sizes = estimates["sizes"]
+    fewer = sizes["reference"] < sizes["archive"]
+    of = f" of {sizes['archive']:,} frames of the archive, evenly spread," if fewer else " reference frames"
     return (
-        f"{sizes['reference']:,} reference frames against {sizes['model']:,} model frames; φ, ψ histograms of "
+        f"{sizes['reference']:,}{of} against {sizes['model']:,} model frames; φ, ψ histograms of "
         f"{sizes['bins']} × {sizes['bins']} bins; errors by resampling blocks of trajectory and replicas."
     )
 

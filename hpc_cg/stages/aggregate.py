@@ -1,7 +1,9 @@
 """Stage aggregate: judge the simulated ensemble against the archive, each figure beside its floor.
 
-The reference is every usable frame of the store, clean; where the kernel adds noise the model aims at the noised
-density, so it is judged against that as well. Forces are checked without any simulation by integrating them along ψ.
+The reference is every usable frame of the store that fits in train.memory_limit_gb, clean: of a larger store, chunks
+evenly spread over it, and the estimates say how many frames of how many. Where the kernel adds noise the model aims at
+the noised density, so it is judged against that as well. Forces are checked without any simulation by integrating them
+along ψ.
 """
 
 from dataclasses import asdict
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from hpc_cg.stages.study import Study
 
 FORCE_BATCH = 2048
+LABEL_BATCH = 65_536
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -48,14 +51,17 @@ class AggregateConfig:
 
 def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     """Compare, integrate, and keep numbers and arrays for the report; one member does it all."""
-    from hpc_cg.learning.labels import open_labels
+    from hpc_cg.learning.labels import Labels, label_source
+    from hpc_cg.store.dataset import load
+    from hpc_cg.store.writer import epoch_sums
 
     if team.share.index != 0:
         return
     config: AggregateConfig = study.tables["aggregate"]
-    molecule = study.molecule
-    limit = study.tables["train"].memory_limit_gb
-    labels, spec = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed, limit, part=True)
+    source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
+    frames = load(source.store, study.molecule, study.tables["train"].memory_limit_gb, part=True)
+    labels, spec = Labels(frames, source.kernel, config.seed), source.spec
+    sizes = {"reference": frames.n_frames, "archive": int(epoch_sums(source.store, spec).counts.sum())}
     clean, noised = reference_samples(study, labels)
     model = model_sample(study)
     steps = 3 if noised is not None else 2
@@ -70,7 +76,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     write_json(
         folder / "estimates.json",
         {
-            "sizes": {"reference": len(clean.positions), "model": len(model.positions), "bins": config.bins},
+            "sizes": sizes | {"model": len(model.positions), "bins": config.bins},
             "estimates": [row for name, found in comparisons.items() for row in _rows(name, found)] + lost_rows(study),
             "integration": {
                 name: {key: value for key, value in asdict(result).items() if isinstance(value, float)}
@@ -84,7 +90,10 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
 
 
 def reference_samples(study: "Study", labels: "Labels") -> "tuple[Sample, Sample | None]":
-    """Every usable frame of the archive, clean, and with the kernel's noise where it has any."""
+    """The frames loaded, all usable ones of the archive or a part evenly spread: clean, and noised where the kernel is.
+
+    Positions stay float32, what is measured on them is float64.
+    """
     from hpc_cg.analysis.estimate import contiguous_blocks
     from hpc_cg.analysis.sample import Sample
     from hpc_cg.archive.catalogue import Catalogue
@@ -95,10 +104,12 @@ def reference_samples(study: "Study", labels: "Labels") -> "tuple[Sample, Sample
     lengths = np.bincount(frames.segment).tolist()
     blocks = contiguous_blocks(lengths, max(1, round(config.block_ps / stride_ps)))
     weights = frames.weights.astype(np.float64)
-    clean = Sample(frames.positions.astype(np.float64), weights, blocks)
+    clean = Sample(frames.positions, weights, blocks)
     if labels.kernel is None and frames.noise is None:
         return clean, None
-    drawn = labels.batch(np.arange(frames.n_frames), "noised reference", 0).positions.astype(np.float64)
+    drawn = np.empty_like(frames.positions)
+    for part in labels.batches(np.arange(frames.n_frames), "noised reference", 0, LABEL_BATCH):
+        drawn[part.index] = part.positions
     return clean, Sample(drawn, weights, blocks)
 
 
@@ -120,7 +131,7 @@ def model_sample(study: "Study") -> "Sample":
             "frames of the model", "none: every replica was lost", "train longer or on more frames"
         )
     _, blocks = np.unique(replica[whole], return_inverse=True)
-    return Sample(flat[whole].astype(np.float64), np.ones(int(whole.sum())), blocks)
+    return Sample(flat[whole], np.ones(int(whole.sum())), blocks)
 
 
 def lost_rows(study: "Study") -> list[dict[str, Any]]:
@@ -158,20 +169,22 @@ def integrate(
     from hpc_cg.forcefield.evaluator import evaluator
     from hpc_cg.learning.checkpoint import load_forcefield
 
-    batch = labels.batch(np.arange(labels.frames.n_frames), "integration", 0)
     forcefield, _ = load_forcefield(study.folder("train"))
     evaluate = evaluator(forcefield, tabulated=False)
-    parts = torch.from_numpy(batch.positions).split(FORCE_BATCH)
-    predicted = np.concatenate([evaluate(part).forces.numpy() for part in parts])
+    frames = labels.frames
+    positions, labelled, predicted = (np.empty_like(frames.positions) for _ in range(3))
+    for part in labels.batches(np.arange(frames.n_frames), "integration", 0, FORCE_BATCH):
+        positions[part.index], labelled[part.index] = part.positions, part.forces
+        predicted[part.index] = evaluate(torch.from_numpy(part.positions)).forces.numpy()
     results, left_out = {}, []
-    for name, forces in (("labels", batch.forces), ("network", predicted)):
+    for name, forces in (("labels", labelled), ("network", predicted)):
         try:
             results[name] = psi_integration(
-                batch.positions,
+                positions,
                 forces,
                 system,
                 study.study.temperature_K,
-                weights=batch.weights.astype(np.float64),
+                weights=frames.weights.astype(np.float64),
                 blocks=blocks,
             )
         except (errors.TooFewFrames, errors.UnknownBeads) as error:

@@ -13,7 +13,7 @@ and what is there is not made again.
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from functools import partial
@@ -197,15 +197,16 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
 def index(study: "Study", team: Team, progress: Heartbeat) -> None:
     """Describe every file of the archives; raises TooManyFailures where too many cannot be read, MissingInput."""
     from hpc_cg.archive import catalogue
+    from hpc_cg.archive.weights import check_weights
 
     first, folder = team.share.index == 0, study.folder("prepare")
     wanted = molecules.molecules_of(study.tables["prepare"])
     places = {molecule.name: Place(folder, molecule.name) for molecule in wanted}
-    if team.tell(first and molecules.recorded_sources(study) is not None and not molecules.moved(study)):
+    if team.tell(first and _is_indexed(study, places.values())):
         return
     intended = molecules.intent(study) if first else {}
     if first:
-        if molecules.recorded_sources(study) is not None:  # the same files in another place: only their paths are new
+        if molecules.recorded_sources(study) is not None:  # the same files in another place, or a damaged index
             shutil.rmtree(folder / "index", ignore_errors=True)
             (folder / molecules.SOURCES).unlink()
         for molecule in wanted:
@@ -239,8 +240,9 @@ def index(study: "Study", team: Team, progress: Heartbeat) -> None:
         _check_faults(study, faults, sum(len(found) for found in sources.values()))
         known: dict[tuple[str, int, int], str] = {}
         notes: list[dict[str, str]] = []
-        for place in places.values():
-            segments = catalogue.Catalogue(place.index)
+        for molecule in wanted:
+            segments = catalogue.Catalogue(places[molecule.name].index)
+            check_weights(study.root / molecule.weights if molecule.weights else None, segments)
             notes += [{"path": segment.path, "note": segment.note} for segment in segments if segment.note]
             _check_segments(study, segments)
             whole = (segment for segment in segments if not segment.inside and segment.forces_path is None)
@@ -248,6 +250,18 @@ def index(study: "Study", team: Team, progress: Heartbeat) -> None:
         write_json(folder / NOTES, notes)
         molecules.record_sources(study, intended, known)
     team.barrier()
+
+
+def _is_indexed(study: "Study", places: "Iterable[Place]") -> bool:
+    """Whether the index is there, whole, and says where the files lie now."""
+    from hpc_cg.archive.catalogue import Catalogue
+
+    if molecules.recorded_sources(study) is None or molecules.moved(study):
+        return False
+    try:
+        return all(len(Catalogue(place.index)) for place in places)
+    except (errors.HpcCgError, OSError, ValueError, KeyError):
+        return False  # torn: it is made again
 
 
 def _describe(study: "Study", molecule: Molecule, source: "Source") -> "tuple[Described, ...]":

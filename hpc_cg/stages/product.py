@@ -14,8 +14,8 @@ import platform
 import socket
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib import metadata
@@ -39,6 +39,8 @@ UNSEALED = {INTENT, RUNNING, SEALED, STOP}
 
 SELF_CHECKED = "store.zarr"
 """The store keeps checksums of its own, in the commit records: it is not hashed a second time."""
+
+ADDED = "was not there when the product was sealed"
 
 PACKAGES = ("hpc-cg", "numpy", "zarr", "torch", "mdtraj", "mpi4py", "openmm")
 
@@ -126,9 +128,7 @@ def begin(folder: Path, fingerprint: str, inputs: dict[str, str]) -> None:
         sweep_partial(folder)
         (folder / STOP).unlink(missing_ok=True)
         if (folder / INTENT).exists() and read_json(folder / INTENT) != intent:
-            aside = folder.parent / "superseded" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-            aside.parent.mkdir(exist_ok=True)
-            folder.rename(aside)
+            aside = _moved_aside(folder)
             (aside / RUNNING).rename(_remade(folder) / RUNNING)
     write_json(folder / INTENT, intent)
 
@@ -156,17 +156,47 @@ def seal(
     return value
 
 
-def unseal(folder: Path) -> None:
-    """Take back a seal, so that the stage counts as half done; raises FolderBusy, DamagedProduct, FolderNotWritable."""
-    _claim(folder)
-    try:
+@contextmanager
+def unsealed(folder: Path) -> Iterator[None]:
+    """Hold a sealed folder while parts of its product are taken back, then take back the seal: it is half done.
+
+    The seal goes last, so that a kill in between leaves a sealed product with holes, which an audit finds, and never a
+    half-made one with parts that pass for good. Raises FolderBusy, DamagedProduct, FolderNotWritable.
+    """
+    with _held(folder):
         found = read_seal(folder)
         assert found is not None, "only what is sealed is unsealed"
+        yield
         with explain_write_errors(folder):
             (folder / SEALED).unlink()
             fsync_folder(folder)
+
+
+def set_aside(folder: Path) -> Path:
+    """Move a folder to superseded/, whatever is in it; returns where it is. Raises FolderBusy, FolderNotWritable."""
+    with _held(folder), explain_write_errors(folder):
+        aside = _moved_aside(folder)
+        (aside / RUNNING).unlink(missing_ok=True)
+        fsync_folder(folder.parent)
+    return aside
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Claim a folder, and give it free in the end."""
+    with explain_write_errors(folder):
+        _claim(folder)
+    try:
+        yield
     finally:
         release(folder)
+
+
+def _moved_aside(folder: Path) -> Path:
+    aside = folder.parent / "superseded" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    aside.parent.mkdir(exist_ok=True)
+    folder.rename(aside)
+    return aside
 
 
 def release(folder: Path) -> None:
@@ -189,17 +219,15 @@ def manifest_of(folder: Path) -> dict[str, str]:
     return found
 
 
-def audit(folder: Path) -> list[str]:
-    """Compare the files of a sealed product with what was sealed; a sentence for each that differs."""
-    seal = read_seal(folder)
-    if seal is None:
-        return [f"{folder} is not sealed"]
+def differences(folder: Path, seal: Seal) -> dict[str, str]:
+    """Compare the files of a sealed product with what was sealed; a sentence for each that differs, by its path."""
     now = manifest_of(folder)
-    faults = [f"{name} is missing" for name in seal.manifest if name not in now]
-    faults += [
-        f"{name} holds other bytes than were sealed" for name, was in seal.manifest.items() if now.get(name, was) != was
-    ]
-    return faults + [f"{name} was not there when the product was sealed" for name in now if name not in seal.manifest]
+    found = {name: "is missing" for name in seal.manifest if name not in now}
+    found |= {
+        name: "holds other bytes than were sealed" for name, was in seal.manifest.items() if now.get(name, was) != was
+    }
+    found |= {name: ADDED for name in now if name not in seal.manifest}
+    return {name: f"{name} {what}" for name, what in found.items()}
 
 
 def _versions() -> dict[str, str]:

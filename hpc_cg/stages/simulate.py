@@ -18,7 +18,7 @@ from hpc_cg.share import Team
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
-    from hpc_cg.learning.labels import Labels
+    from hpc_cg.learning.labels import LabelSource
     from hpc_cg.stages.study import Study
 
 CHUNK_STEPS = 100
@@ -86,15 +86,27 @@ class SimulateConfig:
         return tuple(ids[first : first + self.group_size] for first in range(0, self.n_replicas, self.group_size))
 
 
-def starts(labels: "Labels", seed: int, replicas: tuple[int, ...]) -> np.ndarray:
-    """A start for each replica: a frame of the distribution trained on, drawn by the replica's number; nm."""
-    from hpc_cg.randomness import stream
+def starts(source: "LabelSource", shards: np.ndarray, seed: int, replicas: tuple[int, ...]) -> np.ndarray:
+    """A start for each replica: a frame of the distribution trained on, drawn by the replica's number; nm.
 
-    weights = labels.frames.weights.astype(np.float64)
+    shards   weight of each shard of the store: first one of them is drawn, then a frame of it, so that no more is read
+    """
+    from hpc_cg.learning.labels import labelled
+    from hpc_cg.randomness import stream
+    from hpc_cg.store.dataset import read_frames
+
+    store, spec, kernel = source.store, source.spec, source.kernel
     rows = []
     for replica in replicas:
-        frame = stream(seed, "start", replica).choice(len(weights), p=weights / weights.sum())
-        rows.append(labels.batch(np.asarray([frame]), "start noise", replica).positions)
+        key = stream(seed, "start", replica)
+        first, stop = spec.frames_of(int(key.choice(len(shards), p=shards / shards.sum())))
+        weights = read_frames(store, spec, first, stop, ()).weights.astype(np.float64)
+        frame = first + int(key.choice(len(weights), p=weights / weights.sum()))
+        found = read_frames(store, spec, frame, frame + 1, source.names).arrays
+        noise = found.get("noise")
+        if kernel is not None:
+            noise = kernel.draw(found["positions"].shape, stream(seed, "start noise", replica))
+        rows.append(labelled(kernel, found["positions"], noise, found.get("forces"))[0])
     return np.concatenate(rows)
 
 
@@ -104,19 +116,19 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
 
     from hpc_cg.forcefield.evaluator import evaluator, table_error
     from hpc_cg.learning.checkpoint import load_forcefield
-    from hpc_cg.learning.labels import open_labels
+    from hpc_cg.learning.labels import label_source
     from hpc_cg.simulate.ensemble import Limits, SimulateParameters, run_block, state_of
     from hpc_cg.simulate.langevin import init
     from hpc_cg.simulate.recorder import last_block, read_block, write_block
+    from hpc_cg.store.writer import epoch_sums
 
     config: SimulateConfig = study.tables["simulate"]
     temperature_K = _temperature(study)
     folder = study.folder("simulate")
     blocks = folder / "blocks"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    molecule = study.molecule
-    limit = study.tables["train"].memory_limit_gb
-    labels, _ = open_labels(study.folder("prepare"), study.folder("kernel"), molecule, config.seed, limit, part=True)
+    source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
+    shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
     forcefield, step = load_forcefield(study.folder("train"))
     forcefield = forcefield.to(device)
     system = forcefield.system
@@ -132,7 +144,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     progress("simulating", done, total, "replica-steps")
     for group in team.take(range(len(config.groups))):
         replicas = config.groups[group]
-        first = torch.from_numpy(starts(labels, config.seed, replicas)).to(device)
+        first = torch.from_numpy(starts(source, shards, config.seed, replicas)).to(device)
         last = last_block(blocks, group)
         if last is None:
             state = init(first, evaluate, system.masses, temperature_K, config.seed, replicas)
@@ -159,7 +171,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
             progress("simulating", done, total, "replica-steps", lost)
     team.barrier()
     if team.share.index == 0:
-        sample = torch.from_numpy(starts(labels, config.seed, config.groups[0]))
+        sample = torch.from_numpy(starts(source, shards, config.seed, config.groups[0]))
         error = table_error(forcefield.cpu(), sample, config.n_knots)
         write_json(folder / "quarantine.json", quarantine_rows(study))
         write_json(folder / "engine.json", {"checkpoint_step": step, "table_error": error, "device": str(device)})

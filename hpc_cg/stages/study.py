@@ -24,7 +24,7 @@ from hpc_cg.stages.report import ReportConfig
 from hpc_cg.stages.simulate import SimulateConfig
 from hpc_cg.stages.train import TrainConfig
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a product of an older version must not be taken for one of this."""
 
 UPSTREAM: dict[str, tuple[str, ...]] = {

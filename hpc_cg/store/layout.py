@@ -5,6 +5,7 @@ the unit of work, of writing and of resuming. The frame axis is padded to whole 
 attributes; unwritten and padded frames read as NaN. Arrays are created once, then each shard has one writer.
 """
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +15,20 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.files import PARTIAL, digest, explain_write_errors, fsync_folder
+from hpc_cg.files import PARTIAL, digest, explain_write_errors, fsync_folder, write_bytes
 
 STORE = "store.zarr"
 """The name of a store inside the folder of the stage that wrote it."""
 
+DESCRIPTION = "zarr.json"
+"""The file that describes a group or an array."""
+
+PACKED = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
 SCHEMA = 1
 UNITS = {"positions": "nm", "noise": "nm", "forces": "kJ/mol/nm", "weights": "1", "masses": "u"}
 SHARD_BYTES = 64 << 20
@@ -142,21 +149,86 @@ def create(folder: Path, spec: StoreSpec) -> None:
     """Create the arrays of a molecule, empty, unless those of this very spec are there.
 
     For one process, before anybody writes. The group appears whole or not at all, and takes the place of one that was
-    begun for another spec. Raises DiskFull, FolderNotWritable.
+    begun for another spec. Of a group of this spec whose descriptions are torn, as after a power cut, these are written
+    again and the shards stay. Raises DiskFull, FolderNotWritable.
     """
-    place = folder / spec.molecule
-    if place.exists():
-        there = StoreSpec.from_attributes(dict(zarr.open_group(place, mode="r").attrs))
-        if there.digest == spec.digest:
-            return
+    place, wanted = folder / spec.molecule, _files(spec)
     with explain_write_errors(folder):
+        if _parsed(folder / DESCRIPTION) is None:
+            write_bytes(folder / DESCRIPTION, _root())
+        group = _parsed(place / DESCRIPTION)
+        if group is not None and group.get("attributes") == json.loads(wanted[DESCRIPTION])["attributes"]:
+            torn = {name for name in wanted if not _there(place / name)}
+            if all(name in torn or _same(place / name, content) for name, content in wanted.items()):
+                for name in sorted(torn):
+                    write_bytes(place / name, wanted[name])
+                return
         shutil.rmtree(place, ignore_errors=True)
-        zarr.open_group(folder, mode="a", zarr_format=3)
         beside = folder / f".{spec.molecule}{PARTIAL}"
         shutil.rmtree(beside, ignore_errors=True)
-        _create_arrays(zarr.create_group(beside, zarr_format=3, attributes=spec.attributes()), spec)
+        for name, content in wanted.items():
+            write_bytes(beside / name, content)
         beside.rename(place)
         fsync_folder(folder)
+
+
+def torn(folder: Path, molecule: str) -> tuple[str, ...]:
+    """A sentence for each description of a store and of a molecule's group that is missing or torn."""
+    names = (DESCRIPTION, f"{molecule}/{DESCRIPTION}")
+    return tuple(f"{name} is missing or cannot be read" for name in names if _parsed(folder / name) is None)
+
+
+def damage(folder: Path, spec: StoreSpec) -> tuple[str, ...]:
+    """A sentence for each description of an array that is missing, torn, or of another array than ``spec`` asks for.
+
+    Shape, type, fill value and cuts are compared; how chunks are packed is the store's own affair.
+    """
+    place, faults = folder / spec.molecule, []
+    for name, content in sorted(_files(spec).items()):
+        if not _there(place / name):
+            faults.append(f"{spec.molecule}/{name} is missing or cannot be read")
+        elif name.endswith(f"/{DESCRIPTION}") and _cut(_parsed(place / name) or {}) != _cut(json.loads(content)):
+            faults.append(f"{spec.molecule}/{name} describes another array than the store's")
+    return tuple(faults)
+
+
+def _files(spec: StoreSpec) -> dict[str, bytes]:
+    """Every file of an empty group, by its place in it."""
+    content: dict[str, Buffer] = {}
+    _create_arrays(zarr.create_group(MemoryStore(content), zarr_format=3, attributes=spec.attributes()), spec)
+    return {name: buffer.to_bytes() for name, buffer in content.items()}
+
+
+def _root() -> bytes:
+    content: dict[str, Buffer] = {}
+    zarr.create_group(MemoryStore(content), zarr_format=3)
+    return content[DESCRIPTION].to_bytes()
+
+
+def _parsed(path: Path) -> dict[str, Any] | None:
+    """What a description says; None where there is none, or one that is torn."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _there(path: Path) -> bool:
+    return _parsed(path) is not None if path.name == DESCRIPTION else path.is_file()
+
+
+def _same(path: Path, content: bytes) -> bool:
+    return path.name != DESCRIPTION or _parsed(path) == json.loads(content)
+
+
+def _cut(description: dict[str, Any]) -> list[Any]:
+    """What of an array's description decides which frames lie where."""
+    codecs = description.get("codecs")
+    outer = codecs[0] if isinstance(codecs, list) and codecs and isinstance(codecs[0], dict) else {}
+    packed = outer.get("configuration")
+    chunk = packed.get("chunk_shape") if isinstance(packed, dict) else None
+    return [*(description.get(key) for key in ("shape", "data_type", "chunk_grid", "fill_value")), chunk]
 
 
 def _create_arrays(group: zarr.Group, spec: StoreSpec) -> None:
@@ -187,8 +259,8 @@ def _create_array(
         dtype=dtype,
         chunks=(spec.chunk_frames, *rest),
         shards=(spec.shard_frames, *rest),
-        # noise has no structure that a compressor could find
-        compressors=None if name == "noise" else BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+        # noise has no structure that a compressor could find; a reader notices a flipped bit by the sum of each chunk
+        compressors=[Crc32cCodec()] if name == "noise" else [PACKED, Crc32cCodec()],
         fill_value=fill,
         dimension_names=("frame", "bead", "axis")[: len(shape)],
         attributes=_unit(name),

@@ -16,7 +16,7 @@ from itertools import starmap
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from hpc_cg.errors import DamagedProduct, UnreadableFile
 from hpc_cg.files import explain_write_errors, fsync_folder, read_arrays, write_arrays, write_text
@@ -38,6 +38,7 @@ class Commit:
     spec          digest of the store's spec
     sizes         bytes of each array's shard file
     usable        for each chunk of the shard: frames to train on, and frames held out, by weight and StoreSpec.held_out
+    weight        of the whole shard: the sum of the weights of these and of those
     """
 
     shard: int
@@ -48,6 +49,19 @@ class Commit:
     spec: str
     sizes: dict[str, int]
     usable: tuple[tuple[int, int], ...]
+    weight: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the commit records of a store say together; columns: to train on, held out.
+
+    counts    frames of each chunk
+    weights   sum of the weights of each shard's frames
+    """
+
+    counts: Int64[np.ndarray, "chunk 2"]
+    weights: Float64[np.ndarray, "shard 2"]
 
 
 def commit_path(folder: Path, spec: StoreSpec, shard: int) -> Path:
@@ -85,6 +99,7 @@ def write_shard(folder: Path, spec: StoreSpec, shard: int, content: ShardFrames)
             files[name].unlink(missing_ok=True)
             arrays[name][start : start + spec.shard_frames] = _padded(values, spec.shard_frames)
         sizes = {name: _to_disk(path, folder / spec.molecule / name) for name, path in files.items()}
+    usable, weight = _usable(spec, content)
     commit = Commit(
         shard=shard,
         start=start,
@@ -93,7 +108,8 @@ def write_shard(folder: Path, spec: StoreSpec, shard: int, content: ShardFrames)
         crc=checksums(content),
         spec=spec.digest,
         sizes=sizes,
-        usable=_usable(spec, content),
+        usable=usable,
+        weight=weight,
     )
     write_text(commit_path(folder, spec, shard), json.dumps(vars(commit), sort_keys=True) + "\n")
     return commit
@@ -148,19 +164,20 @@ def withdraw(folder: Path, spec: StoreSpec, shard: int) -> None:
             fsync_folder(path.parent)
 
 
-def summarise(folder: Path, spec: StoreSpec) -> Int64[np.ndarray, "chunk 2"]:
+def summarise(folder: Path, spec: StoreSpec) -> Sums:
     """Add up what the records of a finished store say, and keep it in one file for every process that trains.
 
     Raises DamagedProduct where a shard has no record.
     """
-    counts = _from_records(folder, spec)
-    small = counts.astype(np.min_scalar_type(spec.chunk_frames))  # every process of a training reads all of it
-    write_arrays(commit_path(folder, spec, 0).with_name(COUNTS), counts=small, spec=np.asarray(spec.digest))
-    return counts
+    sums = _from_records(folder, spec)
+    small = sums.counts.astype(np.min_scalar_type(spec.chunk_frames))  # every process of a training reads all of it
+    path = commit_path(folder, spec, 0).with_name(COUNTS)
+    write_arrays(path, counts=small, weights=sums.weights, spec=np.asarray(spec.digest))
+    return sums
 
 
-def epoch_counts(folder: Path, spec: StoreSpec) -> Int64[np.ndarray, "chunk 2"]:
-    """Frames to train on and frames held out of each chunk of the store, in order, without reading a frame.
+def epoch_sums(folder: Path, spec: StoreSpec) -> Sums:
+    """Frames to train on and frames held out of a store, chunk by chunk and in order, without reading a frame.
 
     From the summary, or from all records where there is none. Raises DamagedProduct where a shard has no record.
     """
@@ -169,11 +186,11 @@ def epoch_counts(folder: Path, spec: StoreSpec) -> Int64[np.ndarray, "chunk 2"]:
         with suppress(UnreadableFile, KeyError):  # the records say the same
             found = read_arrays(path)
             if str(found["spec"]) == spec.digest:
-                return found["counts"].astype(np.int64)
+                return Sums(found["counts"].astype(np.int64), found["weights"])
     return _from_records(folder, spec)
 
 
-def _from_records(folder: Path, spec: StoreSpec) -> np.ndarray:
+def _from_records(folder: Path, spec: StoreSpec) -> Sums:
     commits = committed(folder, spec)
     missing = [shard for shard in range(spec.n_shards) if shard not in commits]
     if missing:
@@ -182,7 +199,9 @@ def _from_records(folder: Path, spec: StoreSpec) -> np.ndarray:
             f"no commit record of {len(missing)} of {spec.n_shards} shards, the first {missing[0]}",
             "run the stage that writes it again: it makes these shards",
         )
-    return np.concatenate([np.asarray(commits[shard].usable, dtype=np.int64) for shard in range(spec.n_shards)])
+    found = [commits[shard] for shard in range(spec.n_shards)]
+    counts = np.concatenate([np.asarray(commit.usable, dtype=np.int64) for commit in found])
+    return Sums(counts, np.asarray([commit.weight for commit in found], dtype=np.float64))
 
 
 def _columns(content: ShardFrames) -> dict[str, np.ndarray]:
@@ -199,12 +218,15 @@ def _padded(values: np.ndarray, n_frames: int) -> np.ndarray:
     return whole
 
 
-def _usable(spec: StoreSpec, content: ShardFrames) -> tuple[tuple[int, int], ...]:
+def _usable(spec: StoreSpec, content: ShardFrames) -> tuple[tuple[tuple[int, int], ...], tuple[float, float]]:
+    """Frames of each chunk, and the weight of all: to train on, held out."""
     used = content.weights > 0
     out = held_out(content.segment, content.frame_index, *spec.held_out)
     starts = np.arange(0, len(used), spec.chunk_frames)
-    train, held = (np.add.reduceat(which.astype(np.int64), starts).tolist() for which in (used & ~out, used & out))
-    return tuple(zip(train, held, strict=True))
+    sides = (used & ~out, used & out)
+    counts = (np.add.reduceat(which.astype(np.int64), starts).tolist() for which in sides)
+    train, held = (float(content.weights[which].sum(dtype=np.float64)) for which in sides)
+    return tuple(zip(*counts, strict=True)), (train, held)
 
 
 def _to_disk(path: Path, array: Path) -> int:
@@ -242,7 +264,9 @@ def _checked(content: bytes, shard: int, spec: StoreSpec, digest: str) -> Commit
     """The record in ``content`` where it is one of this shard of this store."""
     try:
         fields = json.loads(content)
-        commit = Commit(**fields | {"usable": tuple(starmap(_pair, fields["usable"]))})
+        train, held = fields["weight"]
+        pairs = {"usable": tuple(starmap(_pair, fields["usable"])), "weight": (train, held)}
+        commit = Commit(**fields | pairs)
     except (ValueError, TypeError, KeyError):
         return None
     told = (commit.shard, commit.start, commit.stop, commit.spec)

@@ -22,6 +22,8 @@ from hpc_cg.learning.labels import Labels, label_source, open_labels
 from hpc_cg.learning.loop import Trainer
 from hpc_cg.learning.resident import Resident
 from hpc_cg.learning.streaming import Streaming
+from hpc_cg.report.sections import sizes_note
+from hpc_cg.stages.simulate import starts
 from hpc_cg.stages.study import read_study
 from hpc_cg.store import layout, writer
 from hpc_cg.store.dataset import held_out
@@ -117,7 +119,6 @@ def test_resident_processes_together_have_the_batch_that_one_has() -> None:
     ranks = [feed(source, SETTINGS, World(rank, 3)) for rank in range(3)]
     for step in (0, 7, 40):
         assert equal(joined([alone.train(step)]), joined([one.train(step) for one in ranks]))
-        assert {one.train(step).total_weight for one in ranks} == {32.0}
     assert equal(joined(list(alone.validation())), joined([part for one in ranks for part in one.validation()]))
 
 
@@ -159,22 +160,102 @@ def test_a_streamed_training_that_was_interrupted_equals_one_that_was_not_bit_fo
         one.feed.close()
 
 
-def test_a_streamed_step_is_normalised_by_the_weight_of_the_whole_batch(tmp_path: Path) -> None:
-    """Three processes that know their own weights alone add up to the gradient of the weighted mean."""
-    products(tmp_path)
-    one = trainer(tmp_path / "a", streaming(tmp_path))
-    batch = one.feed.train(0)
-    assert batch.total_weight is None
-    loss = one._gradient(batch, float(batch.weights.sum()))
-    expected = torch.cat([p.grad.flatten() for p in one.parameters])
+def gradient(one: Trainer, batch: Labelled, total_weight: float) -> torch.Tensor:
+    one._gradient(batch, total_weight)
+    return torch.cat([p.grad.flatten() for p in one.parameters]).double()
+
+
+def stepped(one: Trainer) -> torch.Tensor:
+    """The gradient that the next step follows, from where the parameters moved to."""
     before = [p.detach().clone() for p in one.parameters]
     one.optimizer = torch.optim.SGD(one.parameters, lr=1.0)
     one.settings = replace(SETTINGS, clip=1e9, warmup_steps=0, learning_rate=1.0, final_learning_rate=1.0)
     one._train_one_step(False)
     moved = torch.cat([(old - new).flatten() for old, new in zip(before, one.parameters, strict=True)])
-    assert (moved - expected).norm() < 1e-3 * expected.norm()
-    assert one.running[0] == pytest.approx(float(loss), rel=1e-5)
+    for old, new in zip(before, one.parameters, strict=True):
+        new.data = old
+    return moved.double()
+
+
+def of_weight(weights: np.ndarray) -> Labels:
+    """Labels without noise, of frames of these weights."""
+    source = labels()
+    return Labels(replace(source.frames, weights=weights.astype(np.float32)), None, 5)
+
+
+def test_an_epoch_of_weighted_frames_has_the_gradient_of_all_of_them_at_once(tmp_path: Path) -> None:
+    """A frame in a hundred weighs a thousand times as much, so batches weigh very differently."""
+    from test_learning import forcefield as resident_forcefield
+
+    source = of_weight(np.where(np.arange(600) % 100 == 7, 1.0, 1e-3))
+    one = Trainer(resident_forcefield(source), feed(source, SETTINGS), SETTINGS, ALONE, tmp_path)
+    whole = one.feed.same(480)
+    expected = gradient(one, whole, float(whole.weights.double().sum()))
+    mean = torch.zeros_like(expected)
+    for step in range(480 // 32):
+        one.step = step
+        mean += stepped(one) / 15
+    assert (mean - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_a_streamed_epoch_has_the_gradient_of_all_its_frames_at_once(tmp_path: Path) -> None:
+    products(tmp_path, "none")
+    one = trainer(tmp_path / "a", streaming(tmp_path))
+    batches = [one.feed.train(step) for step in range(one.feed.order.steps_per_epoch)]
+    weights = torch.cat([batch.weights for batch in batches]).double()
+    loaded, spec = open_labels(tmp_path / "prepare", tmp_path / "kernel", "toy", 1)
+    train = ~held_out(loaded.frames.segment, loaded.frames.frame_index, *spec.held_out)
+    assert one.feed.mean_weight == pytest.approx(loaded.frames.weights[train].mean(), rel=1e-12)
+    whole = Labelled(
+        np.concatenate([batch.index for batch in batches]),
+        *(torch.cat([getattr(batch, name) for batch in batches]) for name in ("positions", "forces", "weights")),
+    )
+    # frames that fill no batch are in the mean weight, not in the epoch
+    expected = gradient(one, whole, len(weights) * one.feed.mean_weight)
+    mean = torch.zeros_like(expected)
+    for step in range(len(batches)):
+        one.step = step
+        mean += stepped(one) / len(batches)
+    assert (mean - expected).norm() < 1e-3 * expected.norm()
     one.feed.close()
+
+
+def test_weights_of_one_are_divided_by_the_number_of_frames_exactly() -> None:
+    assert feed(labels(), SETTINGS).mean_weight == 1.0
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_labels_made_in_parts_are_those_made_at_once_bit_for_bit(kernel: bool) -> None:
+    source = labels() if kernel else of_weight(np.ones(600))
+    index = np.arange(3, 580)
+    whole, parts = source.batch(index, "test", 2), list(source.batches(index, "test", 2, 77))
+    for name in ("index", "positions", "forces", "weights"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_moments_of_blocks_are_those_of_all_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = labels()
+    source = replace(source, frames=replace(source.frames, weights=0.5 + np.arange(600) % 3))
+    whole = feed(source, SETTINGS).moments(SYSTEM)
+    monkeypatch.setattr("hpc_cg.learning.resident.BLOCK_FRAMES", 101)
+    found = feed(source, SETTINGS).moments(SYSTEM)
+    assert (found.n_frames, found.weight) == (480, whole.weight)
+    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.variance, whole.variance, rtol=1e-9)
+    np.testing.assert_allclose(found.torsions, whole.torsions, rtol=1e-12)
+
+
+def test_replicas_start_from_frames_drawn_by_weight_whoever_asks(tmp_path: Path) -> None:
+    products(tmp_path, "none")
+    source = label_source(tmp_path / "prepare", tmp_path / "kernel", "toy")
+    shards = writer.epoch_sums(source.store, source.spec).weights.sum(axis=1)
+    drawn = starts(source, shards, 1, tuple(range(300)))
+    np.testing.assert_array_equal(starts(source, shards, 1, (17, 250)), drawn[[17, 250]])
+    loaded, _ = open_labels(tmp_path / "prepare", tmp_path / "kernel", "toy", 1)
+    number = {x.tobytes(): i for i, x in enumerate(loaded.frames.positions)}
+    rows = np.asarray([number[x.tobytes()] for x in drawn])
+    assert np.mean(rows % 2) == pytest.approx(2 / 3, abs=0.09)  # odd frames weigh twice as much as even ones
+    assert rows.mean() == pytest.approx(N / 2, abs=4 * N / np.sqrt(12 * 300))
 
 
 def test_the_priors_of_a_streamed_store_are_those_of_all_frames_where_all_are_asked_for(tmp_path: Path) -> None:
@@ -202,7 +283,6 @@ def test_labels_made_on_the_device_are_those_made_in_memory(case: str) -> None:
     for world in (ALONE, World(1, 3)):
         memory, device = (feed(source, SETTINGS, world, on).train(3) for on in (False, True))
         np.testing.assert_array_equal(memory.index, device.index)
-        assert memory.total_weight == device.total_weight
         torch.testing.assert_close(device.positions, memory.positions)
         torch.testing.assert_close(device.forces, memory.forces, rtol=1e-5, atol=1e-2)
 
@@ -299,3 +379,10 @@ def test_a_store_above_the_limit_is_streamed_by_the_stage_and_learns_as_well(tmp
     assert errors["loaded"]["in_memory"] and not errors["streamed"]["in_memory"]
     assert errors["streamed"]["train_frames"] == errors["loaded"]["train_frames"]
     assert errors["streamed"]["residual"] == pytest.approx(errors["loaded"]["residual"], rel=0.05)
+
+
+def test_estimates_from_a_part_of_the_archive_say_of_how_many_frames() -> None:
+    sizes = {"reference": 40_000, "archive": 40_000, "model": 500, "bins": 64}
+    assert sizes_note({"sizes": sizes}).startswith("40,000 reference frames against 500 model frames;")
+    note = sizes_note({"sizes": sizes | {"archive": 9_000_000}})
+    assert note.startswith("40,000 of 9,000,000 frames of the archive, evenly spread, against 500 model frames;")

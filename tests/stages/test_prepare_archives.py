@@ -85,6 +85,27 @@ def test_weights_reach_the_store_and_the_moments(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_weights_that_serve_two_files_or_none_are_refused_before_anything_is_mapped(tmp_path: Path) -> None:
+    path = write_study(tmp_path, prepare={"weights": "weights.npz"})
+    good = {f"run{i}_coordinates.npy": np.ones(400 + 10 * i) for i in range(3)}
+    for change, message in (
+        ({"run7_coordinates.npy": np.ones(3)}, "run7"),
+        ({"run0_coordinates.npy": -np.ones(400)}, "-1"),
+    ):
+        np.savez(tmp_path / "weights.npz", **good | change)
+        with pytest.raises(errors.BadWeights, match=message):
+            run_stage(read_study(path), "prepare")
+
+
+def test_a_torn_index_is_made_again(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path))
+    run_stage(study, "prepare")
+    folder = study.folder("prepare")
+    (folder / "SEALED").unlink()
+    (folder / "index" / "toy" / "columns.npz").write_bytes(b"torn")
+    assert run_stage(study, "prepare") == 0
+
+
 def test_other_weights_make_the_store_stale(tmp_path: Path) -> None:
     path = write_study(tmp_path, prepare={"weights": "weights.npy"})
     np.save(tmp_path / "weights.npy", np.ones(1230))

@@ -7,7 +7,7 @@ import pytest
 from toy import write_study
 
 from hpc_cg import errors
-from hpc_cg.stages.product import State, audit, begin, read_seal
+from hpc_cg.stages.product import State, begin, differences, read_seal
 from hpc_cg.stages.study import read_study
 from jobs.__main__ import run_stage
 
@@ -155,16 +155,17 @@ def test_the_audit_of_a_product_finds_every_changed_missing_and_new_file(tmp_pat
     study = read_study(write_study(tmp_path))
     run_stage(study, "prepare")
     folder = study.folder("prepare")
-    assert audit(folder) == []
-    for name in read_seal(folder).manifest:
+    seal = read_seal(folder)
+    assert seal is not None and differences(folder, seal) == {}
+    for name in seal.manifest:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content + b"x")
-        assert audit(folder) == [f"{name} holds other bytes than were sealed"]
+        assert differences(folder, seal) == {name: f"{name} holds other bytes than were sealed"}
         (folder / name).unlink()
-        assert audit(folder) == [f"{name} is missing"]
+        assert differences(folder, seal) == {name: f"{name} is missing"}
         (folder / name).write_bytes(content)
     (folder / "new").touch()
-    assert audit(folder) == ["new was not there when the product was sealed"]
+    assert differences(folder, seal) == {"new": "new was not there when the product was sealed"}
 
 
 @pytest.mark.parametrize(

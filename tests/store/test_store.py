@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_cg.beads import bead_system
-from hpc_cg.errors import DiskFull, MissingInput, OutOfMemory, TooFewFrames
+from hpc_cg.errors import DamagedProduct, DiskFull, MissingInput, OutOfMemory, TooFewFrames
 from hpc_cg.store import dataset, layout, writer
-from hpc_cg.store.audit import audit
+from hpc_cg.store.audit import audit, open_store
 
 SYSTEM = bead_system(("a", "b", "c"), (0, 1, 1), (12.0, 12.0, 14.0), ((0, 1), (1, 2)))
 
@@ -192,3 +192,70 @@ def test_creating_a_store_again_keeps_what_is_written_and_another_spec_starts_an
     layout.create(store, other)
     assert dataset.open_spec(store, "m") == other
     assert [writer.read_commit(store, other, shard) for shard in range(3)] == [None] * 3
+
+
+def test_weights_that_are_none_are_a_fault(tmp_path: Path) -> None:
+    spec = spec_of(80)
+    store = write(tmp_path, spec)
+    for shard, value in ((0, np.inf), (1, -1.0)):
+        content = content_of(spec, shard)
+        content.weights[3] = value
+        writer.write_shard(store, spec, shard, content)
+    assert audit(store, spec).holes == (0, 1)
+    assert all("weights that are no numbers at or above zero" in fault for fault in audit(store, spec).faults)
+
+
+def test_a_flipped_bit_inside_a_chunk_is_noticed_by_whoever_reads_it(tmp_path: Path) -> None:
+    spec = spec_of(80)
+    store = write(tmp_path, spec)
+    path = writer.shard_files(store, spec, 1)["forces"]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedProduct, match="shard 1"):
+        dataset.read_shard(store, spec, 1)
+    assert audit(store, spec).holes == (1,)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "m/forces/zarr.json", "m/weights/zarr.json", "m/masses/c/0"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", None])
+def test_torn_descriptions_are_written_again_and_the_shards_stay(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    spec = spec_of(100)
+    store = write(tmp_path, spec)
+    whole = tree_bytes(store)
+    (store / name).unlink()
+    if content is not None and name.endswith("json"):
+        (store / name).write_bytes(content)
+    if name != "zarr.json":
+        with pytest.raises(DamagedProduct, match=name):
+            open_store(store, "m")
+    layout.create(store, spec)
+    assert tree_bytes(store) == whole
+    assert open_store(store, "m") == spec
+
+
+@pytest.mark.parametrize("old, new", [('"float32"', '"float64"'), ("40,", "41,"), ("120,", "119,")])
+def test_an_array_of_another_shape_or_type_is_found_and_the_group_made_anew(tmp_path: Path, old: str, new: str) -> None:
+    spec = spec_of(100)
+    store = write(tmp_path, spec)
+    path = store / "m" / "forces" / "zarr.json"
+    changed = path.read_text().replace(old, new)
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(DamagedProduct, match="m/forces/zarr.json describes another array"):
+        open_store(store, "m")
+    layout.create(store, spec)
+    assert open_store(store, "m") == spec
+    assert writer.holes(store, spec) == [0, 1, 2]
+
+
+def test_a_group_without_a_readable_description_is_made_anew(tmp_path: Path) -> None:
+    spec = spec_of(100)
+    store = write(tmp_path, spec)
+    (store / "m" / "zarr.json").write_text("{")
+    with pytest.raises(DamagedProduct, match="the store"):
+        open_store(store, "m")
+    layout.create(store, spec)
+    assert open_store(store, "m") == spec

@@ -31,7 +31,7 @@ def order_of(counts: np.ndarray, batch_size: int = 16, n_streams: int = 8, windo
 
 
 def reader(store: Path, spec: StoreSpec, streams: range = range(8), **settings: int) -> StreamReader:
-    counts = writer.epoch_counts(store, spec)
+    counts = writer.epoch_sums(store, spec).counts
     return StreamReader(store, spec, order_of(counts[:, TRAIN], **settings), streams, NAMES)
 
 
@@ -110,7 +110,7 @@ def test_any_number_of_processes_reads_the_batches_that_the_arithmetic_says(tmp_
     spec = chunked(333)
     store = write(tmp_path, spec)
     content = dataset.load(store, "m")
-    counts = writer.epoch_counts(store, spec)[:, TRAIN]
+    counts = writer.epoch_sums(store, spec).counts[:, TRAIN]
     usable, _ = dataset.split(content, spec.held_out)
     first = np.cumsum(counts) - counts
     readers = [reader(store, spec, range(rank, 8, n_ranks)) for rank in range(n_ranks)]
@@ -267,7 +267,7 @@ def test_windows_take_what_memory_there_is_and_refuse_less_than_a_block() -> Non
 def test_a_sample_is_spread_evenly_and_holds_frames_of_its_side_alone(tmp_path: Path) -> None:
     spec = chunked(1000)
     store = write(tmp_path, spec)
-    counts = writer.epoch_counts(store, spec)
+    counts = writer.epoch_sums(store, spec).counts
     for side in (TRAIN, HELD_OUT):
         picks = spread(counts[:, side], 100, most_blocks=25)
         frames = read_picks(store, spec, counts[:, side], side, picks, np.arange(100), NAMES)

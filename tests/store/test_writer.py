@@ -19,6 +19,11 @@ def chunked(n_frames: int = 130) -> StoreSpec:
     return replace(spec_of(n_frames), chunk_frames=20)
 
 
+def same(a: writer.Sums, b: writer.Sums) -> None:
+    np.testing.assert_array_equal(a.counts, b.counts)
+    np.testing.assert_array_equal(a.weights, b.weights)
+
+
 def test_every_array_is_on_disk_before_the_record_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = chunked()
     store = write(tmp_path, spec)
@@ -41,14 +46,29 @@ def test_the_record_counts_the_frames_of_each_chunk_as_the_reader_splits_them(tm
     last = writer.write_shard(tmp_path / layout.STORE, spec, 1, content_of(spec, 1))
     assert last.usable == ((10, 0),)
     assert writer.read_commit(tmp_path / layout.STORE, spec, 0) == commit
-    assert writer.epoch_counts(tmp_path / layout.STORE, spec).tolist() == [[14, 4], [15, 5], [10, 0]]
+    assert writer.epoch_sums(tmp_path / layout.STORE, spec).counts.tolist() == [[14, 4], [15, 5], [10, 0]]
 
 
 def test_the_counts_are_those_of_the_loaded_frames(tmp_path: Path) -> None:
     spec = chunked()
     store = write(tmp_path, spec)
     train, held = dataset.split(dataset.load(store, "m"), spec.held_out)
-    assert writer.epoch_counts(store, spec).sum(axis=0).tolist() == [len(train), len(held)]
+    assert writer.epoch_sums(store, spec).counts.sum(axis=0).tolist() == [len(train), len(held)]
+
+
+def test_the_weights_are_those_of_the_loaded_frames(tmp_path: Path) -> None:
+    spec = chunked()
+    store = tmp_path / layout.STORE
+    layout.create(store, spec)
+    for shard in range(spec.n_shards):
+        content = content_of(spec, shard)
+        content.weights[:] = 0.25 * (np.arange(len(content.weights)) % 4)
+        writer.write_shard(store, spec, shard, content)
+    frames = dataset.load(store, "m")
+    expected = [frames.weights[side].sum() for side in dataset.split(frames, spec.held_out)]
+    for sums in (writer.epoch_sums(store, spec), writer.summarise(store, spec), writer.epoch_sums(store, spec)):
+        assert sums.weights.shape == (spec.n_shards, 2)
+        assert sums.weights.sum(axis=0).tolist() == expected
 
 
 def test_all_records_are_read_at_once_and_damaged_or_foreign_ones_do_not_count(tmp_path: Path) -> None:
@@ -86,36 +106,36 @@ def test_a_withdrawn_shard_is_to_be_made_again(tmp_path: Path) -> None:
     writer.withdraw(store, spec, 2)
     assert writer.holes(store, spec) == [2]
     with pytest.raises(DamagedProduct, match="no commit record of 1 of 4 shards, the first 2"):
-        writer.epoch_counts(store, spec)
+        writer.epoch_sums(store, spec)
 
 
 def test_the_summary_says_what_the_records_say_until_one_of_them_changes(tmp_path: Path) -> None:
     spec = chunked()
     store = write(tmp_path, spec)
-    from_records = writer.epoch_counts(store, spec)
-    np.testing.assert_array_equal(writer.summarise(store, spec), from_records)
+    from_records = writer.epoch_sums(store, spec)
+    same(writer.summarise(store, spec), from_records)
     records = [writer.commit_path(store, spec, shard) for shard in range(4)]
     kept = [path.read_bytes() for path in records]
     for path in records:
         path.unlink()
-    np.testing.assert_array_equal(writer.epoch_counts(store, spec), from_records)
+    same(writer.epoch_sums(store, spec), from_records)
     for path, content in zip(records, kept, strict=True):
         path.write_bytes(content)
     fewer = content_of(spec, 1)
     fewer.weights[:7] = 0
     writer.write_shard(store, spec, 1, fewer)
-    assert writer.epoch_counts(store, spec).sum() == from_records.sum() - 7
+    assert writer.epoch_sums(store, spec).counts.sum() == from_records.counts.sum() - 7
 
 
 def test_a_summary_of_another_store_or_a_damaged_one_is_not_used(tmp_path: Path) -> None:
     spec = chunked()
     store = write(tmp_path, spec)
-    writer.summarise(store, replace(spec, lineage={})).copy()
+    writer.summarise(store, replace(spec, lineage={}))
     summary = writer.commit_path(store, spec, 0).with_name(writer.COUNTS)
     np.savez(summary, counts=np.zeros((7, 2), dtype=np.int64), spec=np.asarray("another"))
-    assert writer.epoch_counts(store, spec).sum() == 130
+    assert writer.epoch_sums(store, spec).counts.sum() == 130
     summary.write_bytes(b"torn")
-    assert writer.epoch_counts(store, spec).sum() == 130
+    assert writer.epoch_sums(store, spec).counts.sum() == 130
 
 
 def test_a_kill_while_a_shard_is_replaced_leaves_it_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
