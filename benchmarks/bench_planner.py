@@ -50,7 +50,9 @@ def half_done(folder: Path, spec: StoreSpec) -> None:
     """Commit records of every other shard, as a stopped run leaves them, without the shards."""
     place = writer.commit_path(folder / STORE, spec, 0)
     place.parent.mkdir(parents=True)
-    record = writer.Commit(shard=0, start=0, stop=0, n_good=0, crc={}, spec=spec.digest, sizes={}, usable=((1, 1),))
+    record = writer.Commit(
+        shard=0, start=0, stop=0, n_good=0, crc={}, spec=spec.digest, sizes={}, usable=((1, 1),), weight=(1.0, 0.0)
+    )
     for shard in range(0, spec.n_shards, 2):
         start, stop = spec.frames_of(shard)
         fields = vars(replace(record, shard=shard, start=start, stop=stop, n_good=stop - start))

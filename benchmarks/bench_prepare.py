@@ -21,6 +21,7 @@ from pathlib import Path
 
 import mdtraj
 import numpy as np
+
 from hpc_cg.stages import prepare
 from hpc_cg.stages.progress import Heartbeat
 from hpc_cg.stages.study import read_study
@@ -202,7 +203,7 @@ def rows(mpiexec: str | None, only: str) -> Iterator[list[str]]:
 
 
 def _one_thread(work: Callable[[], None]) -> float:
-    from measure import seconds  # not above: it brings torch, which a rank of prepare does without
+    from measure import seconds  # here, for it brings torch, which no rank of prepare needs
 
     return seconds(work, repeats=REPEATS, at_most_s=10)
 

@@ -64,6 +64,10 @@ class AtomCountMismatch(HpcCgError):
     """A trajectory and its topology disagree on the number of atoms."""
 
 
+class TopologyMismatch(AtomCountMismatch):
+    """A trajectory whose atoms lie otherwise than the bonds of its topology say."""
+
+
 class MissingForces(HpcCgError):
     """Forces were asked for and the archive holds none."""
 

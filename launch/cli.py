@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from hpc_cg.errors import ConfigError, HpcCgError
+from launch.plain import plain
 
 app = typer.Typer(
     add_completion=False,
@@ -126,41 +126,52 @@ def show(
         Path, typer.Argument(metavar="STUDY|ARCHIVE", help="A study file, or trajectory files or folders.")
     ],
     stage: Annotated[str, typer.Argument(metavar="[STAGE]", help="Only this stage's product.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="Of an archive: every segment, however many there are.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Of an archive: a JSON object for each segment.")] = False,
 ) -> None:
     """Show what is in the products of a study, or in an archive of trajectories.
 
-    [bold]Examples:[/] hpc-cg show study.toml train     hpc-cg show trajectories/
+    [bold]Examples:[/] hpc-cg show study.toml train     hpc-cg show trajectories/ --all
     """
-    from launch.inspect import archive_table, product_lines
+    from launch.show import archive_json, archive_table, product_lines
 
     if stage.endswith(".toml") and target.suffix != ".toml":
         target, stage = Path(stage), str(target)
     if target.suffix != ".toml":
-        console.print(archive_table(target))
+        if json:
+            for line in archive_json(target):
+                typer.echo(line)
+        else:
+            console.print(archive_table(target, every))
         return
+    if every or json:
+        raise ConfigError(f"hpc-cg show {target}", ["--all and --json are for archives of trajectories."])
     found = _study(target)
     for name in _stages(found, stage or "all"):
         for line in product_lines(found, name):
-            console.print(escape(line), soft_wrap=True)
+            console.print(plain(line), soft_wrap=True)
 
 
 @app.command()
 def audit(
     study: StudyFile,
-    repair: Annotated[bool, typer.Option("--repair", help="Withdraw shards that are not whole.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take back what is not whole, so that it is made again; delete nothing.")
+    ] = False,
 ) -> None:
     """Prove that the products of a study are whole: every frame once, checksums, finite numbers, the archive unchanged.
 
-    Exits with 1 and lists every fault where they are not. With --repair, shards that are not whole are withdrawn, and
-    the next run of their stage makes exactly these again.
+    Exits with 1 and lists every fault where they are not. With --repair, shards that are not whole, or lack frames of
+    a file that could not be read, are withdrawn, and the next run of their stage makes them again; a product whose
+    other records are damaged is moved to superseded/.
 
     [bold]Examples:[/] hpc-cg audit study.toml     hpc-cg audit --repair study.toml
     """
     from launch.inspect import audit_study
 
-    faults = audit_study(_study(study), lambda line: console.print(escape(line), soft_wrap=True), repair)
+    faults = audit_study(_study(study), lambda line: console.print(plain(line), soft_wrap=True), repair)
     for fault in faults:
-        errors.print(f"[red]fault:[/] {escape(fault)}", soft_wrap=True)
+        errors.print(f"[red]fault:[/] {plain(fault)}", soft_wrap=True)
     raise typer.Exit(1 if faults else 0)
 
 
@@ -175,7 +186,7 @@ def templates(
     from launch.templates import write_templates
 
     write_templates(folder)
-    console.print(f"written to {escape(str(folder))}")
+    console.print(f"written to {plain(str(folder))}")
 
 
 def _study(path: Path) -> Any:
@@ -201,12 +212,12 @@ def main() -> None:
     try:
         app()
     except HpcCgError as error:
-        errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        errors.print(f"[red]error:[/] {plain(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
         from launch.status import explain
 
-        errors.print(f"[red]error:[/] {escape(explain(error))}", soft_wrap=True)
+        errors.print(f"[red]error:[/] {plain(explain(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print(STOPPED, soft_wrap=True)

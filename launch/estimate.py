@@ -15,8 +15,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from hpc_cg.archive.catalogue import Source
+from hpc_cg.archive.listing import files_of
 from hpc_cg.archive.trail import Trail
 from hpc_cg.errors import FolderNotWritable
+from hpc_cg.files import read_json
 from hpc_cg.share import Alone
 from hpc_cg.stages import molecules, prepare
 from hpc_cg.stages.molecules import Molecule
@@ -33,7 +36,9 @@ COLD_BYTES = 256 << 20
 class Cost:
     """What preparing one molecule takes, on one core unless said otherwise.
 
-    n_frames      counted in the sampled files, scaled by bytes for the others
+    n_sampled     files that were tried
+    n_unreadable  of these
+    n_frames      counted in the sampled files that can be read, scaled by bytes for the others
     seconds       of each pass over the whole archive
     serial        seconds that one rank works alone while the others wait
     decode        seconds of ``seconds`` that reading and decoding takes, from memory
@@ -43,6 +48,8 @@ class Cost:
 
     molecule: str
     n_files: int
+    n_sampled: int
+    n_unreadable: int
     n_frames: int
     n_atoms: int
     n_beads: int
@@ -87,8 +94,8 @@ def _cost(study: Study, molecule: Molecule) -> Cost:
     sources = molecules.find_sources(study, molecule)
     step = -(-len(sources) // SAMPLED_FILES)
     chosen = [source.path for source in sources[::step]]
-    archive_bytes = sum(Path(source.path).stat().st_size for source in sources)
-    sampled_bytes = sum(Path(path).stat().st_size for path in chosen)
+    sizes = {source.path: _bytes_of(source) for source in sources}
+    archive_bytes = sum(sizes.values())
     clock: dict[str, float] = {}
     with _beside(study) as folder:
         small = _small_study(study, molecule, chosen, folder)
@@ -98,11 +105,15 @@ def _cost(study: Study, molecule: Molecule) -> Cost:
             prepare.index(small, team, progress)
         (own,) = molecules.molecules_of(small.tables["prepare"])
         planned = prepare.plan(small, own, Trail(folder, 0))
-        n_frames = round(planned.catalogue.n_frames * archive_bytes / sampled_bytes)
+        unreadable = {fault["path"] for fault in read_json(small.folder("prepare") / molecules.FAULTS)}
+        readable = [path for path in chosen if path not in unreadable]
+        good_bytes = archive_bytes - sum(sizes[path] for path in unreadable)
+        n_frames = round(planned.catalogue.n_frames * good_bytes / sum(sizes[path] for path in readable))
         used = min(SAMPLED_FRAMES, planned.catalogue.n_frames)
-        with _timed(clock, "looking for bonds"):
-            prepare.look_for_bonds(small, team, progress, [planned])
         with_forces = small.tables["prepare"].forces
+        with _timed(clock, "looking for bonds"):
+            if with_forces:
+                prepare.look_for_bonds(small, team, progress, [planned])
         with _timed(clock, "measuring forces"):
             if with_forces:
                 prepare.measure_forces(small, team, progress, [planned])
@@ -125,6 +136,8 @@ def _cost(study: Study, molecule: Molecule) -> Cost:
     return Cost(
         molecule=molecule.name,
         n_files=len(sources),
+        n_sampled=len(chosen),
+        n_unreadable=len(unreadable),
         n_frames=n_frames,
         n_atoms=int(planned.catalogue.n_atoms_of[0]),
         n_beads=planned.system.n_beads,
@@ -132,8 +145,8 @@ def _cost(study: Study, molecule: Molecule) -> Cost:
         seconds=seconds,
         serial=clock["fit"],
         decode=trial.read * scale * passes,
-        read_bytes=archive_bytes * passes,
-        disk_rate=_cold_rate(Path(chosen[0])),
+        read_bytes=good_bytes * passes,
+        disk_rate=_cold_rate(Path(readable[0])),
         n_shards=n_shards,
         store_files=n_shards * (n_arrays + 2),
         store_bytes=trial.stored_bytes * scale,
@@ -153,12 +166,18 @@ def _small_study(study: Study, molecule: Molecule, chosen: list[str], folder: Pa
         file_budget=1.0,
         held_out_block_ps=1e-6,  # frame by frame, so that even a few have some to be judged on
         held_out_period=2,
-        **said,
+        **said | {"weights": ""},  # of all frames, not of these; each counts the same in a trial
     )
     tables = study.tables | {"prepare": table, "study": replace(study.study, folder=str(folder))}
     if not molecule.topology and molecule.map != "identity":
         tables["prepare"] = replace(table, topology=str(molecules.topology_path(study, molecule)))
     return Study(study.path, tables)
+
+
+def _bytes_of(source: Source) -> int:
+    """Bytes of a trajectory and of its forces; a file that is not there has none."""
+    files = {*files_of(Path(source.path)), *([] if source.forces_path is None else [Path(source.forces_path)])}
+    return sum(path.stat().st_size for path in files if path.exists())
 
 
 @contextmanager
@@ -202,6 +221,10 @@ def table_of(found: tuple[Cost, ...], n_ranks: int, bandwidth_gb_s: float | None
         table.add_column(cost.molecule, justify="right")
     rows = {
         "files": [f"{cost.n_files:,}" for cost in found],
+        "files tried": [
+            f"{cost.n_sampled}" + (f", {cost.n_unreadable} cannot be read" if cost.n_unreadable else "")
+            for cost in found
+        ],
         "archive": [_bytes(cost.archive_bytes) for cost in found],
         "frames": [f"{cost.n_frames:,} of {cost.n_atoms:,} atoms" for cost in found],
         "store": [f"{_bytes(cost.store_bytes)}, {cost.n_beads} beads" for cost in found],

@@ -3,12 +3,12 @@
 import time
 
 from rich.console import Console
-from rich.markup import escape
 
 from hpc_cg.files import read_json
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study
 from launch.local import PARTIAL, refuse_if_busy, run_stage
+from launch.plain import plain
 from launch.status import STALE
 from launch.view import watching
 from launch.words import figures
@@ -19,7 +19,7 @@ def run_stages(study: Study, stages: tuple[str, ...], n_ranks: int, console: Con
 
     Raises FolderBusy where somebody else works on one of them, KeyboardInterrupt where a stage was asked to stop.
     """
-    console.print(f"[bold]{escape(study.study.name)}[/]  {escape(str(study.run_folder))}", soft_wrap=True)
+    console.print(f"[bold]{plain(study.study.name)}[/]  {plain(str(study.run_folder))}", soft_wrap=True)
     for stage in stages:
         state = study.state(stage)
         if state == State.SEALED:
@@ -31,11 +31,11 @@ def run_stages(study: Study, stages: tuple[str, ...], n_ranks: int, console: Con
         with watching(console, stage) as view:
             ended = run_stage(study, stage, n_ranks, view)
         if ended.code == PARTIAL:
-            console.print(f"  [yellow]{escape(ended.message.splitlines()[-1])}[/]", soft_wrap=True)
+            console.print(f"  [yellow]{plain(ended.message.splitlines()[-1])}[/]", soft_wrap=True)
             return PARTIAL
         if ended.code:
-            errors.print(f"[red]error in {stage}:[/] {escape(ended.message)}", soft_wrap=True)
-            errors.print(f"  log: {escape(str(ended.log or 'could not be written'))}", soft_wrap=True)
+            errors.print(f"[red]error in {stage}:[/] {plain(ended.message)}", soft_wrap=True)
+            errors.print(f"  log: {plain(str(ended.log or 'could not be written'))}", soft_wrap=True)
             return ended.code if ended.code > 0 else 1
         console.print(
             f"  {stage:<10} [green]sealed[/] in {_time(ended.seconds)}: {_figures(study, stage)}", soft_wrap=True
@@ -54,13 +54,13 @@ def show_result(study: Study, console: Console) -> None:
     console.print()
     width = max(len(row[0]) for row in content)
     for label, value in content:
-        console.print(f"  {label:<{width}}  {escape(value)}", soft_wrap=True)
-    console.print(f"\n  {'report':<{width}}  {escape(str(study.folder('report') / 'report.html'))}", soft_wrap=True)
+        console.print(f"  {label:<{width}}  {plain(value)}", soft_wrap=True)
+    console.print(f"\n  {'report':<{width}}  {plain(str(study.folder('report') / 'report.html'))}", soft_wrap=True)
 
 
 def _figures(study: Study, stage: str) -> str:
     seal = read_seal(study.folder(stage))
-    return escape(figures(study, stage, seal)) if seal else ""
+    return plain(figures(study, stage, seal)) if seal else ""
 
 
 def _time(seconds: float) -> str:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 
-from rich.markup import escape
 from rich.table import Table
 
 from hpc_cg.errors import HpcCgError
 from hpc_cg.stages.product import State, owner, read_seal, state
 from hpc_cg.stages.study import Study
+from launch.plain import plain
 from launch.words import figures
 
 STALE = "settings or inputs have changed: will be made again"
@@ -60,7 +60,7 @@ def status_table(lines: tuple[Line, ...]) -> Table:
         table.add_column(name, overflow="fold")
     for line in lines:
         style = "red" if line.state is None else STYLE[line.state]
-        table.add_row(line.stage, f"[{style}]{line.word}[/]", escape(line.text))
+        table.add_row(line.stage, f"[{style}]{line.word}[/]", plain(line.text))
     return table
 
 

@@ -7,10 +7,10 @@ from datetime import timedelta
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from hpc_cg.stages.progress import Reading
+from launch.plain import plain
 
 QUIET_EVERY_S = 10.0
 WIDE = 110
@@ -49,15 +49,15 @@ class StageView:
             return
         text = sentence(reading, time.time())
         if self.console.is_terminal:
-            self.progress.update(self.task, description=escape(text), completed=reading.done, total=reading.total)
+            self.progress.update(self.task, description=plain(text), completed=reading.done, total=reading.total)
         elif time.time() - self.last > QUIET_EVERY_S:
             self.last = time.time()
-            self.console.print(f"  {self.stage:<10} {escape(text)}", highlight=False, soft_wrap=True)
+            self.console.print(f"  {self.stage:<10} {plain(text)}", highlight=False, soft_wrap=True)
 
     def say(self, sentence: str) -> None:
         """Print a sentence above the bar."""
         with suppress(OSError):  # a terminal that was closed hears nothing, and the stage still ends well
-            self.console.print(f"  {self.stage:<10} {escape(sentence)}", highlight=False, soft_wrap=True)
+            self.console.print(f"  {self.stage:<10} {plain(sentence)}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -18,15 +18,20 @@ class Figure:
     before   words before it
     after    its unit
     root     show the root of a mean square
+    some     say how many there are of these, and nothing where there is none
     """
 
     keys: tuple[str, ...]
     before: str = ""
     after: str = ""
     root: bool = False
+    some: bool = False
 
     def words(self, summary: dict[str, Any]) -> str:
         values = [summary[key] for key in self.keys]
+        if self.some:
+            count = sum(value if isinstance(value, int) else len(value) for value in values)
+            return f"{count:,} {self.after}{'s' * (count > 1)}" if count else ""
         shown = values[0] if len(values) == 1 else sum(values)
         if self.root:
             shown = math.sqrt(max(shown, 0.0))  # a noise floor is a difference, and may come out below zero
@@ -40,6 +45,8 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(("shards",), after="shards"),
         Figure(("beads",), after="beads"),
         Figure(("quarantined",), after="frames quarantined"),
+        Figure(("unreadable_files",), after="unreadable file", some=True),
+        Figure(("warnings",), after="warning", some=True),
     ),
     "kernel": (Figure(("kind",), "kind"), Figure(("sigma_nm",), "σ", "nm")),
     "train": (
@@ -62,7 +69,8 @@ def figures(study: Study, stage: str, seal: Seal) -> str:
     """One line of figures of a sealed product; figures that its summary does not have are left out."""
     if stage == "report":
         return str(near(study.folder(stage) / PAGE, study.root))
-    return ", ".join(one.words(seal.summary) for one in FIGURES[stage] if set(one.keys) <= set(seal.summary))
+    found = (one.words(seal.summary) for one in FIGURES[stage] if set(one.keys) <= set(seal.summary))
+    return ", ".join(filter(None, found))
 
 
 def near(path: Path, root: Path) -> Path:

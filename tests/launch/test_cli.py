@@ -22,6 +22,7 @@ from launch.cli import STOPPED
 from launch.family import Member, family, kill
 from launch.tail import Tail
 from launch.view import sentence
+from launch.words import figures
 
 HPC_CG = [sys.executable, "-c", "from launch.cli import main; main()"]
 ENVIRONMENT = os.environ | {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
@@ -156,6 +157,67 @@ def test_show_lists_the_segments_of_an_archive(tmp_path: Path) -> None:
         file.attrs.update({"temperature_K": 350.0, "stride_ps": 0.5})
     text = hpc_cg("show", tmp_path).stdout
     assert "a.h5" in text and "350" in text and "1 segments, 7 frames" in text
+
+
+def test_show_tells_of_each_molecule_of_a_sealed_prepare(done: tuple[Path, str]) -> None:
+    text = hpc_cg("show", done[0], "prepare").stdout
+    assert "toy: 3 segments, 1,230 frames, 5 beads" in text
+    assert "force map: optimal, λ" in text and "quarantined: 0 frames" in text
+    for name in ("slice", "uniform", "optimal"):
+        assert re.search(rf"^ +{name} +[\d.,]+ +[\d.,]+", text, re.MULTILINE), name
+    assert text.count("<- used") == 1
+
+
+def archive_of(folder: Path, *names: str) -> Path:
+    import h5py
+    import numpy as np
+
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        with h5py.File(folder / name, "w") as file:
+            file["positions"] = np.zeros((3, 5, 3), dtype=np.float32)
+            file.attrs.update({"temperature_K": 350.0, "stride_ps": 0.5})
+    return folder
+
+
+def test_names_of_files_are_shown_as_they_are(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path / "q[red]", "[b].h5", "[x].h5")
+    (archive / "[bold].h5").write_bytes(b"junk")
+    archive_of(tmp_path / "q[red]", "b.h5")
+    (archive / "b.h5").rename(archive / os.fsdecode(b"b\xff.h5"))
+    found = hpc_cg("show", archive, "--all")
+    assert found.returncode == 0, found.stderr
+    text = re.sub(r"\s", "", found.stdout)
+    for name in ("[b].h5", "[x].h5", "[bold].h5", "udcff", "3segments,9frames,1filesthatcannotberead"):
+        assert name in text
+
+
+def test_show_lists_every_segment_where_all_are_asked_for_and_as_json(tmp_path: Path) -> None:
+    import json
+
+    archive = archive_of(tmp_path / "many", *(f"run{number:03d}.h5" for number in range(45)))
+    (archive / "bad.h5").write_bytes(b"junk")
+    text = hpc_cg("show", archive).stdout
+    assert "run039.h5" in text and "run040.h5" not in text and "--all shows every one" in words(text)
+    text = hpc_cg("show", archive, "--all").stdout
+    assert "run044.h5" in text and "--all" not in text and "45 segments, 135 frames" in text
+    lines = [json.loads(line) for line in hpc_cg("show", archive, "--json").stdout.splitlines()]
+    assert "bad.h5" in lines[0]["unreadable"]
+    assert [Path(line["path"]).name for line in lines[1:]] == [f"run{number:03d}.h5" for number in range(45)]
+    assert lines[1]["n_frames"] == 3 and lines[1]["stride_ps"] == 0.5
+
+
+def test_options_for_archives_are_refused_for_studies(done: tuple[Path, str]) -> None:
+    found = hpc_cg("show", done[0], "--all")
+    assert found.returncode == 2 and "--all and --json are for archives" in words(found.stderr)
+
+
+@pytest.mark.parametrize(("count", "words_for_it"), [(0, ""), (1, ", 1 warning"), (2, ", 2 warnings")])
+def test_warnings_of_a_product_are_counted(tmp_path: Path, count: int, words_for_it: str) -> None:
+    study = read_study(write_study(tmp_path))
+    summary = {"frames": 10, "warnings": ["the forces are large"] * count, "unreadable_files": 0}
+    seal = product.Seal("prepare", "", {}, "", {}, {}, summary, {})
+    assert figures(study, "prepare", seal) == "10 frames" + words_for_it
 
 
 def test_audit_finds_a_whole_study_whole_and_names_a_fault(done: tuple[Path, str], tmp_path: Path) -> None:
