@@ -36,9 +36,11 @@ def angle_marginals(
 
 
 def term_label(system: BeadSystem, beads: Sequence[int]) -> str:
-    """The beads of a term, "N–CA–CB"; with residues where it spans two, "ACE1:C–ALA2:N"."""
+    """The beads of a term: "N–CA–CB" within a residue, "ACE1:C–ALA2:N" beyond it, "TYR1–TYR2" of one bead each."""
     names = [system.names[bead] for bead in beads]
     residues = {name.rpartition(":")[0] for name in names}
+    if len({name.rpartition(":")[2] for name in system.names}) == 1 and "" not in residues:
+        return "–".join(name.rpartition(":")[0] for name in names)
     return "–".join(name.rpartition(":")[2] if len(residues) == 1 else name for name in names)
 
 

@@ -23,6 +23,9 @@ from hpc_cg.report.page import Figure, Quarantined, Section
 from hpc_cg.report.tables import Row, Table, judged_row, significant, with_error
 
 Arrays = Mapping[str, np.ndarray]
+DRAWN = 30
+"""Bonds, and angles, that are drawn: of more, some are taken along the chain."""
+
 LISTED = 200
 """Runs of quarantined frames that the page names."""
 
@@ -65,8 +68,8 @@ def local_structure(arrays: Arrays, system: BeadSystem) -> Section:
     bonds = figures.bond_histograms(_marginals(arrays, "bond", system, system.bonds))
     angles = figures.angle_histograms(_marginals(arrays, "angle", system, system.angles))
     pictures = (
-        Figure("Bond lengths", "Each bond of the model and of the reference.", bonds),
-        Figure("Angles", "Each angle of the model and of the reference.", angles),
+        Figure("Bond lengths", _which("bond", len(system.bonds)), bonds),
+        Figure("Angles", _which("angle", len(system.angles)), angles),
     )
     return Section("Local structure", figures=pictures)
 
@@ -186,6 +189,12 @@ def left_out(
     )
 
 
+def _which(kind: str, count: int) -> str:
+    step = -(-count // DRAWN)
+    one = f"Each {kind}" if step <= 1 else f"One {kind} in {step}, of {count},"
+    return f"{one} of the model and of the reference."
+
+
 def _frames(row: Mapping[str, Any]) -> str:
     first, count = row["frame"], row["frames"]
     return f"frame {first}" if count == 1 else f"frames {first} to {first + count - 1}"
@@ -193,7 +202,8 @@ def _frames(row: Mapping[str, Any]) -> str:
 
 def _marginals(arrays: Arrays, kind: str, system: BeadSystem, terms: Sequence[tuple[int, ...]]) -> list[Marginal]:
     made = []
-    for number, term in enumerate(terms):
+    step = -(-len(terms) // DRAWN)
+    for number, term in list(enumerate(terms))[::step] if terms else []:
         edges = arrays[f"{kind}_{number}_edges"]
         shapes = {
             name: Density(edges, arrays[f"{kind}_{number}_{name}"])

@@ -103,3 +103,5 @@ def test_marginals_name_each_term_once(ensembles, six):
     assert len(set(labels)) == len(labels) == 10
     assert term_label(six, (1, 2, 3)) == "N–CA–CB"
     assert term_label(six, (0, 1)) == "ACE1:C–ALA2:N"
+    calpha = bead_system(("TYR1:CA", "TYR2:CA"), (0, 0), (12.0, 12.0), ((0, 1),))
+    assert term_label(calpha, (0, 1)) == "TYR1–TYR2"
