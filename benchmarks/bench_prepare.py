@@ -65,19 +65,30 @@ def topology_of(n_residues: int) -> mdtraj.Topology:
     return topology
 
 
+def compact_chain(n_residues: int) -> np.ndarray:
+    """Places of the atoms (atom 3), nm: the backbone goes to and fro through a cube, with bonds of usual lengths."""
+    side, number = np.ceil(n_residues ** (1 / 3)), np.arange(n_residues + 1)
+    layer, row, column = number // side**2, number // side % side, number % side
+    row = np.where(layer % 2, side - 1 - row, row)
+    column = np.where((number // side) % 2, side - 1 - column, column)
+    lattice = 0.42 * np.stack([layer, row, column], axis=1) + 5.0
+    along = np.diff(lattice, axis=0) / 0.42
+    across, beyond = np.roll(along, 1, axis=1), np.roll(along, 2, axis=1)
+    start = lattice[:-1]
+    alpha, carbon = start + 0.14 * along, start + 0.28 * along
+    beta = alpha + 0.15 * across
+    atoms = (
+        start, start + 0.1 * beyond, alpha, alpha - 0.1 * across, beta, beta + 0.1 * across, beta + 0.1 * along,
+        beta - 0.1 * along, carbon, carbon + 0.12 * beyond,
+    )  # fmt: skip
+    return np.stack(atoms, axis=1).reshape(-1, 3).astype(np.float32)
+
+
 def write_archive(folder: Path, suffix: str, n_residues: int, n_frames: int, force_map: str = "optimal") -> Path:
     """Topology, ``n_frames`` frames in N_FILES files, and the study; returns the study's path."""
     topology = topology_of(n_residues)
     random = np.random.default_rng(1)
-    # a compact chain: residues go to and fro through a cube, their atoms close by
-    side = np.ceil(n_residues ** (1 / 3))
-    number = np.arange(n_residues)
-    layer, row, column = number // side**2, number // side % side, number % side
-    row = np.where(layer % 2, side - 1 - row, row)
-    column = np.where((number // side) % 2, side - 1 - column, column)
-    lattice = 0.45 * np.stack([layer, row, column], axis=1) + 5.0
-    offsets = random.normal(0, 0.1, (n_residues, len(ATOMS_OF_ALANINE), 3))
-    places = (lattice[:, None] + offsets).reshape(-1, 3).astype(np.float32)
+    places = compact_chain(n_residues)
     mdtraj.Trajectory(places, topology).save_pdb(str(folder / "topology.pdb"))
     for number in range(N_FILES):
         _write(folder / f"trajectory-{number}.{suffix}", places, n_frames // N_FILES, random)
@@ -177,11 +188,11 @@ def prepare_seconds(path: Path, mpiexec: str | None, ranks: int, repeats: int = 
 def rows(mpiexec: str | None, only: str) -> Iterator[list[str]]:
     """A row for each format and size."""
     for suffix, n_residues, n_frames, force_map in (
-        ("xtc", 500, 12_000, "slice"),
-        ("dcd", 500, 60_000, "slice"),
-        ("trr", 17, 200_000, "optimal"),
-        ("trr", 100, 40_000, "optimal"),
-        ("trr", 500, 12_000, "uniform"),
+        ("xtc", 500, 48_000, "slice"),
+        ("dcd", 500, 100_000, "slice"),
+        ("trr", 17, 400_000, "optimal"),
+        ("trr", 100, 80_000, "optimal"),
+        ("trr", 500, 16_000, "uniform"),
     ):
         if only and suffix not in only.split(","):
             continue
