@@ -21,7 +21,7 @@ from hpc_cg.archive.trail import Trail
 from hpc_cg.errors import FolderNotWritable
 from hpc_cg.files import read_json
 from hpc_cg.share import Alone
-from hpc_cg.stages import molecules, prepare
+from hpc_cg.stages import indexing, molecules, passes, planning
 from hpc_cg.stages.molecules import Molecule
 from hpc_cg.stages.progress import Heartbeat
 from hpc_cg.stages.study import Study
@@ -102,9 +102,9 @@ def _cost(study: Study, molecule: Molecule) -> Cost:
         small.folder("prepare").mkdir(parents=True)
         team, progress = Alone(), Heartbeat(small.folder("prepare"), 0)
         with _timed(clock, "indexing"):
-            prepare.index(small, team, progress)
+            indexing.index(small, team, progress)
         (own,) = molecules.molecules_of(small.tables["prepare"])
-        planned = prepare.plan(small, own, Trail(folder, 0))
+        planned = planning.plan(small, own, Trail(folder, 0))
         unreadable = {fault["path"] for fault in read_json(small.folder("prepare") / molecules.FAULTS)}
         readable = [path for path in chosen if path not in unreadable]
         good_bytes = archive_bytes - sum(sizes[path] for path in unreadable)
@@ -113,13 +113,13 @@ def _cost(study: Study, molecule: Molecule) -> Cost:
         with_forces = small.tables["prepare"].forces
         with _timed(clock, "looking for bonds"):
             if with_forces:
-                prepare.look_for_bonds(small, team, progress, [planned])
+                passes.look_for_bonds(small, team, progress, [planned])
         with _timed(clock, "measuring forces"):
             if with_forces:
-                prepare.measure_forces(small, team, progress, [planned])
+                passes.measure_forces(small, team, progress, [planned])
         with _timed(clock, "fit"):
-            prepare.fit(small, planned)
-        trial = prepare.trial(small, planned, used)
+            passes.fit(small, planned)
+        trial = passes.trial(small, planned, used)
     scale = n_frames / used
     fitted = study.tables["prepare"].fit_frames or n_frames
     measured = min(small.tables["prepare"].fit_frames, planned.catalogue.n_frames)
@@ -130,7 +130,7 @@ def _cost(study: Study, molecule: Molecule) -> Cost:
         "measuring forces": clock["measuring forces"] * again,
         "mapping": (trial.read + trial.map + trial.write) * scale,
     }
-    passes = 1 + (min(fitted, n_frames) / n_frames if with_forces else 0.0)
+    readings = 1 + (min(fitted, n_frames) / n_frames if with_forces else 0.0)
     shard_frames = study.tables["prepare"].shard_frames or choose_shards(n_frames, planned.system.n_beads)[0]
     n_shards, n_arrays = -(-n_frames // shard_frames), 5 if with_forces else 4
     return Cost(
@@ -144,8 +144,8 @@ def _cost(study: Study, molecule: Molecule) -> Cost:
         archive_bytes=archive_bytes,
         seconds=seconds,
         serial=clock["fit"],
-        decode=trial.read * scale * passes,
-        read_bytes=good_bytes * passes,
+        decode=trial.read * scale * readings,
+        read_bytes=good_bytes * readings,
         disk_rate=_cold_rate(Path(readable[0])),
         n_shards=n_shards,
         store_files=n_shards * (n_arrays + 2),

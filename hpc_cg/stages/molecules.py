@@ -38,6 +38,7 @@ ForceUnit = Literal["", "kJ/mol/nm", "kJ/mol/angstrom", "kcal/mol/angstrom"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 SOURCES, QUARANTINE, FAULTS = "sources.json", "quarantine.json", "unreadable.json"
+NOTES = "notes.json"
 LOOKED_AT = 1000
 """Files of a sealed archive whose size and time of change are looked at when a state is asked for."""
 

@@ -3,6 +3,7 @@
 import sys
 
 import h5py
+import mdtraj
 import numpy as np
 import pytest
 from formats import check_any_order
@@ -104,8 +105,6 @@ def test_mdtraj_files_state_time_cell_and_units(tmp_path):
 
 
 def test_what_mdtraj_writes_is_what_is_read(tmp_path):
-    pytest.importorskip("tables")
-    mdtraj = pytest.importorskip("mdtraj")
     topology = mdtraj.Topology()
     residue = topology.add_residue("ALA", topology.add_chain())
     for name in ("N", "CA", "C", "O"):

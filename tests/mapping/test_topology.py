@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+import h5py
 import mdtraj
 import numpy as np
 import pytest
@@ -96,7 +97,6 @@ def test_residues_of_other_force_fields_have_bonds_in_a_gro_file(tmp_path, name)
 
 
 def test_mdcath_file_holds_its_topology(tmp_path):
-    h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "mdcath.h5", "w") as file:
         file.create_group("1abcA00")["pdbProteinAtoms"] = pdb()
     assert bonds_of(load_topology(tmp_path / "mdcath.h5")) == BONDS

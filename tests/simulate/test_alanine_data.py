@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import mdtraj
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,6 @@ HEAVY = (("ACE", "C"), ("ALA", "N"), ("ALA", "CA"), ("ALA", "CB"), ("ALA", "C"),
 
 @pytest.fixture(scope="module")
 def frames(data_folder: Path) -> np.ndarray:
-    mdtraj = pytest.importorskip("mdtraj")
     topology = mdtraj.load_topology(str(data_folder / "ala2_all_atom" / "topology.pdb"))
     atoms = [next(a.index for a in topology.atoms if (a.residue.name, a.name) == bead) for bead in HEAVY]
     with h5py.File(data_folder / "ala2_all_atom" / "300K_1.h5") as file:
