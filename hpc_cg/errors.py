@@ -92,6 +92,24 @@ class FolderNotWritable(HpcCgError):
     """The work folder cannot be written."""
 
 
+class UnsafeFolder(HpcCgError):
+    """A folder that others could write into, where what is read is trusted."""
+
+
+class ChangedStudy(HpcCgError):
+    """A study file that says something else than when its job was submitted."""
+
+    exit_code = 2
+
+
+class AlreadySubmitted(HpcCgError):
+    """What is asked for is queued or running already."""
+
+
+class SchedulerFailed(HpcCgError):
+    """The scheduler refused, failed, or did not answer in time."""
+
+
 class DiskFull(HpcCgError):
     """No space left where a product is written."""
 

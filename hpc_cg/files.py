@@ -7,17 +7,18 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from hpc_cg.errors import DamagedProduct, DiskFull, FolderNotWritable, MissingInput, UnreadableFile
+from hpc_cg.errors import DamagedProduct, DiskFull, FolderNotWritable, MissingInput, UnreadableFile, UnsafeFolder
 
 PARTIAL = ".partial"
 
@@ -47,6 +48,26 @@ def explain_write_errors(path: Path) -> Iterator[None]:
                 "choose another folder in study.toml, or change its rights",
             ) from error
         raise
+
+
+def own_folder(path: Path) -> Path:
+    """A folder that nobody else can write into: made with mode 0700, or checked where it is there.
+
+    Raises UnsafeFolder where it belongs to somebody else or others may write there, FolderNotWritable.
+    """
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        found = path.lstat()
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or mode & 0o022:
+        raise UnsafeFolder(
+            f"a folder of yours alone at {path}",
+            f"{'a folder' if stat.S_ISDIR(found.st_mode) else 'no folder'} of user {found.st_uid}, mode {mode:04o}",
+            f"say chmod 700 {path}, or choose another folder in study.toml",
+        )
+    return path
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:

@@ -51,8 +51,16 @@ class Team(Protocol):
         """Which member this is, of how many."""
         ...
 
-    def take(self, items: Sequence[T]) -> Iterator[T]:
+    @property
+    def stop(self) -> Stop:
+        """Asked by this member whether to stop at the next safe place."""
+        ...
+
+    def take(self, items: Sequence[T], whole: bool = True) -> Iterator[T]:
         """Items for this member, one after another; each item goes to exactly one member of the team.
+
+        whole   an item is done in one go; where not, its doer asks ``stop`` between its parts, and leaves the loop
+                where it says so
 
         Where members were asked to stop and items are left over, raises Stopped on every member: at the end of its
         loop, or at its next call of the team where it left the loop early.
@@ -78,14 +86,15 @@ class Alone:
     share: Share = Share(0, 1)
     stop: Stop = never
 
-    def take(self, items: Sequence[T]) -> Iterator[T]:
+    def take(self, items: Sequence[T], whole: bool = True) -> Iterator[T]:
         longest_s = 0.0
         for item in items:
             if self.stop(longest_s):
                 raise Stopped
             began = time.monotonic()
             yield item
-            longest_s = max(longest_s, time.monotonic() - began)
+            if whole:
+                longest_s = max(longest_s, time.monotonic() - began)
 
     def tell(self, value: T) -> T:
         return value

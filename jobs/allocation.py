@@ -178,7 +178,7 @@ class MpiTeam:
     def share(self) -> Share:
         return Share(self.comm.Get_rank(), self.comm.Get_size())
 
-    def take(self, items: Sequence[T]) -> Iterator[T]:
+    def take(self, items: Sequence[T], whole: bool = True) -> Iterator[T]:
         """Whoever is free gets the next item, so put the largest first.
 
         Raises BrokenLaunch if the plans differ; Stopped, on every rank, as ``hpc_cg.share.Team`` says.
@@ -191,7 +191,7 @@ class MpiTeam:
                 f"{min(counts)} to {max(counts)} items on the ranks",
                 "check that all nodes see the same files, and run again",
             )
-        self._round = Round(self.comm, len(items), self.stop)
+        self._round = Round(self.comm, len(items), self.stop, whole)
         return self._given(items, self._round)
 
     def _given(self, items: Sequence[T], numbers: Round) -> Iterator[T]:

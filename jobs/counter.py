@@ -40,11 +40,12 @@ def shared_counter(comm: Any) -> Any | None:
 class Round:
     """One handing out of the numbers below ``n_items``: every rank draws for itself, then all close it together.
 
-    A rank that fails or leaves its loop waits for nobody: only ``close`` is collective.
+    A rank that fails or leaves its loop waits for nobody: only ``close`` is collective. ``whole`` is that of
+    ``hpc_cg.share.Team.take``.
     """
 
-    def __init__(self, comm: Any, n_items: int, stop: Stop) -> None:
-        self._comm, self._n_items, self._stop = comm, n_items, stop
+    def __init__(self, comm: Any, n_items: int, stop: Stop, whole: bool = True) -> None:
+        self._comm, self._n_items, self._stop, self._whole = comm, n_items, stop, whole
         self._taken, self._asked = 0, False
         self._counter = shared_counter(comm)
         beforehand = itertools.count(comm.Get_rank(), comm.Get_size())
@@ -60,7 +61,8 @@ class Round:
             self._taken += 1
             began = time.monotonic()
             yield number
-            longest_s = max(longest_s, time.monotonic() - began)
+            if self._whole:
+                longest_s = max(longest_s, time.monotonic() - began)
 
     def close(self) -> bool:
         """Meet the other ranks when they have ended too; whether some were asked to stop and numbers are left over."""

@@ -16,6 +16,7 @@ from types import FrameType
 
 from hpc_cg.errors import BrokenLaunch
 from hpc_cg.stages.product import STOP
+from jobs import asked
 
 logger = logging.getLogger("hpc-cg")
 
@@ -79,7 +80,7 @@ class Deadline:
     """Says whether to stop at the next safe place.
 
     ends_at    when the allocation ends, in seconds since 1970, or None
-    signals    that ask to stop when one arrives; a second Ctrl-C stops at once
+    signals    that ask to stop when one arrives, or has since the process began; a second Ctrl-C stops at once
     folder     the stage's, where the file STOP asks to stop
     """
 
@@ -91,7 +92,7 @@ class Deadline:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._file, self._ends_at, self._clock = folder / STOP, ends_at, clock
-        self._asked, self._longest_s, self._looked = False, 0.0, -math.inf
+        self._asked, self._longest_s, self._looked = bool(asked.heard), 0.0, -math.inf
         for number in signals:
             signal.signal(number, self._ask)
 
@@ -118,14 +119,3 @@ class Deadline:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
-
-
-def signals_of(stage: str, environ: Mapping[str, str]) -> tuple[signal.Signals, ...]:
-    """Which signals ask a stage to stop at a safe place; what others do to a process stays as it is.
-
-    SIGUSR2 always. SIGTERM inside a Slurm job, where it announces the time limit, a preemption or scancel. Training,
-    which loses all steps since its last checkpoint, also saves at SIGTERM elsewhere and at Ctrl-C.
-    """
-    if stage == "train":
-        return signal.SIGUSR2, signal.SIGTERM, signal.SIGINT
-    return (signal.SIGUSR2, signal.SIGTERM) if environ.get("SLURM_JOB_ID") else (signal.SIGUSR2,)

@@ -17,8 +17,9 @@ from typing import Protocol
 
 from hpc_cg.errors import BrokenLaunch, FolderBusy
 from hpc_cg.stages.product import RUNNING, STOP, owner
-from hpc_cg.stages.progress import FOLDER, Reading, read_progress
+from hpc_cg.stages.progress import Reading, clear_progress, read_progress
 from hpc_cg.stages.study import Study
+from jobs.alive import is_gone
 from launch.family import family, kill
 from launch.interrupts import Interrupts
 from launch.tail import Tail
@@ -92,7 +93,7 @@ def refuse_if_busy(study: Study, stage: str) -> None:
     """Raise FolderBusy where somebody works on a stage, before anything of theirs is touched."""
     folder = study.folder(stage)
     other = owner(folder)
-    if other is not None:
+    if other is not None and not is_gone(other):
         raise FolderBusy(
             f"running {stage} in {folder}",
             f"another run there: {other}",
@@ -108,7 +109,7 @@ def run_stage(study: Study, stage: str, n_ranks: int, view: View) -> Ended:
     """
     refuse_if_busy(study, stage)
     line, folder = command(study, stage, n_ranks), study.folder(stage)
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    clear_progress(folder)
     began, by_itself = time.time(), True
     with Interrupts() as interrupts:
         process = subprocess.Popen(

@@ -151,6 +151,7 @@ def run_block(
         quarantined=tuple(out),
         kinetic_temperature_K=np.asarray(temperatures, np.float64),
         seconds=time.perf_counter() - began,
+        device=state.positions.device.type,
     )
     return BlockResult(state, record)
 

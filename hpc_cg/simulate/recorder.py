@@ -8,6 +8,8 @@ torch here.
 
 import re
 import shutil
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ class BlockRecord:
     kinetic_temperature_K    mean over the replicas that are in, for every saved frame, from full steps:
                              a stiff bond reads colder there than it is (see hpc_cg.simulate.langevin)
     seconds                  wall time of the block
+    device                   what it ran on: "cpu", "cuda"
     """
 
     replica_ids: tuple[int, ...]
@@ -65,6 +68,7 @@ class BlockRecord:
     quarantined: tuple[Quarantine, ...]
     kinetic_temperature_K: Float[np.ndarray, "saved"]
     seconds: float
+    device: str
 
 
 _ARRAYS = (
@@ -95,6 +99,7 @@ def write_block(folder: Path, group: int, block: int, record: BlockRecord) -> Pa
         step=np.asarray(record.step, np.int64),
         quarantined=np.asarray(rows, np.int64).reshape(-1, 3),
         seconds=np.asarray(record.seconds, np.float64),
+        device=np.asarray(record.device),
         **arrays,
     )
     return path
@@ -104,7 +109,7 @@ def read_block(folder: Path, group: int, block: int) -> BlockRecord:
     """Read a block; raises MissingInput, UnreadableFile, DamagedProduct."""
     path = block_path(folder, group, block)
     content = read_arrays(path)
-    missing = {"replica_ids", "step", "quarantined", "seconds", *_ARRAYS} - set(content)
+    missing = {"replica_ids", "step", "quarantined", "seconds", "device", *_ARRAYS} - set(content)
     if missing:
         raise DamagedProduct(
             f"reading the block {path}",
@@ -116,8 +121,17 @@ def read_block(folder: Path, group: int, block: int) -> BlockRecord:
         step=int(content["step"]),
         quarantined=tuple(Quarantine(int(r), int(s), REASONS[why]) for r, s, why in content["quarantined"]),
         seconds=float(content["seconds"]),
+        device=str(content["device"]),
         **{name: content[name] for name in _ARRAYS},
     )
+
+
+def blocks_of(folder: Path) -> Counter[int]:
+    """How many blocks of each group lie in a folder: one listing, however many there are."""
+    with suppress(FileNotFoundError):
+        matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+        return Counter(int(match[1]) for match in matches if match is not None)
+    return Counter()
 
 
 def last_block(folder: Path, group: int) -> int | None:

@@ -7,6 +7,7 @@
 Labels are drawn here once and stored, or redrawn at each step of the training (``draws``): then this stage only fits W.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,9 +82,19 @@ def stored_spec(config: KernelConfig, source: "StoreSpec", prepared: str) -> "St
 
 def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     """Fit W, and where draws are stored label every shard."""
-    from hpc_cg.stages.product import need_seal
-    from hpc_cg.store import layout, writer
-    from hpc_cg.store.dataset import open_spec
+    first = team.share.index == 0
+    if first:
+        lay_out(study)
+    team.barrier()
+    work_on(study, team.tell(pending(study) if first else ()), team, progress)
+    team.barrier()
+    if first:
+        gather(study)
+
+
+def lay_out(study: "Study") -> None:
+    """What must be there before shards can be labelled: the fitted kernel, and stores with empty arrays."""
+    from hpc_cg.store import layout
 
     config: KernelConfig = study.tables["kernel"]
     if config.kind != "noise" and not study.tables["prepare"].forces:
@@ -92,40 +103,71 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
             "a store prepared with prepare.forces = false",
             'set kernel.kind = "noise", or prepare an archive with forces',
         )
-    folder, prepared = study.folder("kernel"), study.folder("prepare")
-    names = [molecule.name for molecule in molecules_of(study.tables["prepare"])]
-    fitted = {name: read_arrays(Place(prepared, name).map_arrays) for name in names}
-    kernels = {
-        name: build(config, arrays["second_moment"], study.study.temperature_K) for name, arrays in fitted.items()
-    }
+    records = {name: _record(study, kernel, fitted) for name, (kernel, fitted) in _kernels(study).items()}
+    write_json(study.folder("kernel") / "kernel.json", asdict(config) | {"molecules": records})
+    for _, spec in _stores(study):
+        layout.create(study.folder("kernel") / layout.STORE, spec)
+
+
+def pending(study: "Study") -> tuple[int, ...]:
+    """The shards that lack labels, counted through the molecules; none where draws are not stored."""
+    from hpc_cg.store import layout, writer
+
+    store = study.folder("kernel") / layout.STORE
+    holes = {spec.molecule: set(writer.holes(store, spec)) for _, spec in _stores(study)}
+    return tuple(i for i, (_, spec, shard) in enumerate(_shards(study)) if shard in holes[spec.molecule])
+
+
+def work_on(study: "Study", items: Sequence[int], team: Team, progress: Heartbeat) -> None:
+    """Label some of the shards. Raises Stopped, on every member, where the team was asked to stop before."""
+    shards, kernels = _shards(study), _kernels(study)
     first = team.share.index == 0
-    if first:
-        records = {name: _record(study, kernels[name], fitted[name]) for name in names}
-        write_json(folder / "kernel.json", asdict(config) | {"molecules": records})
-    if config.draws != "stored":
-        return
-    identity = need_seal(prepared, "kernel").identity
-    sources = [open_spec(prepared / layout.STORE, name) for name in names]
-    specs = [stored_spec(config, source, identity) for source in sources]
-    store = folder / layout.STORE
-    if first:
-        for spec in specs:
-            layout.create(store, spec)
-    team.barrier()
-    todo = team.tell(
-        [(n, shard) for n, spec in enumerate(specs) for shard in writer.holes(store, spec)] if first else []
-    )
-    total = sum(spec.n_frames for spec in specs)
-    done = total - sum(specs[n].length(shard) for n, shard in todo) if first else 0
+    total = sum(spec.length(shard) for _, spec, shard in shards)
+    todo = sum(shards[i][1].length(shards[i][2]) for i in items)
+    done = total - todo if first else 0
     progress("drawing labels", done, total, "frames")
-    for n, shard in team.take(todo):
-        label_shard(study, kernels[names[n]], sources[n], specs[n], shard)
-        done += specs[n].length(shard)
+    for i in team.take(items):
+        source, spec, shard = shards[i]
+        label_shard(study, kernels[spec.molecule][0], source, spec, shard)
+        done += spec.length(shard)
         progress("drawing labels", done, total, "frames")
-    team.barrier()
-    if first:
-        for spec in specs:
-            writer.summarise(store, spec)
+
+
+def gather(study: "Study") -> None:
+    """Add up what the records of the shards say."""
+    from hpc_cg.store import layout, writer
+
+    for _, spec in _stores(study):
+        writer.summarise(study.folder("kernel") / layout.STORE, spec)
+
+
+def _kernels(study: "Study") -> "dict[str, tuple[Kernel, dict[str, np.ndarray]]]":
+    """The kernel of each molecule, and what its map was fitted on."""
+    found = {}
+    for molecule in molecules_of(study.tables["prepare"]):
+        fitted = read_arrays(Place(study.folder("prepare"), molecule.name).map_arrays)
+        kernel = build(study.tables["kernel"], fitted["second_moment"], study.study.temperature_K)
+        found[molecule.name] = kernel, fitted
+    return found
+
+
+def _stores(study: "Study") -> "tuple[tuple[StoreSpec, StoreSpec], ...]":
+    """Of each molecule, the store of its frames and that of its labels; none where draws are not stored."""
+    from hpc_cg.stages.product import need_seal
+    from hpc_cg.store import layout
+    from hpc_cg.store.dataset import open_spec
+
+    config: KernelConfig = study.tables["kernel"]
+    if config.draws != "stored":
+        return ()
+    prepared = study.folder("prepare")
+    identity = need_seal(prepared, "kernel").identity
+    sources = [open_spec(prepared / layout.STORE, one.name) for one in molecules_of(study.tables["prepare"])]
+    return tuple((source, stored_spec(config, source, identity)) for source in sources)
+
+
+def _shards(study: "Study") -> "list[tuple[StoreSpec, StoreSpec, int]]":
+    return [(source, spec, shard) for source, spec in _stores(study) for shard in range(spec.n_shards)]
 
 
 def _record(study: "Study", kernel: "Kernel", fitted: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -194,3 +236,11 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
             crc.append([commits[shard].crc for shard in range(spec.n_shards)])
             summary["labelled"] += sum(commit.n_good for commit in commits.values())
     return digest([fitted, crc]), summary
+
+
+def done(study: "Study", items: Sequence[int] | None = None) -> tuple[int, int, str] | None:
+    """Shards labelled, of how many; of all, or of some. None where draws are not stored."""
+    if study.tables["kernel"].draws != "stored":
+        return None
+    wanted = set(range(len(_shards(study)))) if items is None else set(items)
+    return len(wanted - set(pending(study))), len(wanted), "shards labelled"

@@ -1,7 +1,7 @@
 """The folder of one stage: begun, worked in, sealed; or found sealed, stale, or busy.
 
     <run>/<stage>/INTENT    the fingerprint of what this folder is to become; written first
-    <run>/<stage>/RUNNING   who works here now
+    <run>/<stage>/RUNNING   who works here now; RUNNING-<part> for each of several that do different parts at once
     <run>/<stage>/STOP      asks whoever works here to save and stop (training looks for it between steps)
     <run>/<stage>/SEALED    the fingerprint of what it became, its inputs, every file, versions, figures; written last
 
@@ -14,7 +14,7 @@ import platform
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -35,10 +35,16 @@ from hpc_cg.files import (
 
 INTENT, RUNNING, SEALED, STOP = "INTENT", "RUNNING", "SEALED", "STOP"
 UNSEALED = {INTENT, RUNNING, SEALED, STOP}
-"""Files that are no part of the product."""
+"""Files that are no part of the product; what begins with RUNNING- is none either."""
 
 SELF_CHECKED = "store.zarr"
 """The store keeps checksums of its own, in the commit records: it is not hashed a second time."""
+
+JOB, ATTEMPT = "HPC_CG_JOB", "HPC_CG_ATTEMPT"
+"""Variables that name the job and count its earlier attempts, where that is not Slurm's."""
+
+JOIN_PATIENCE_S = 120.0
+"""How long one of several that begin at once waits for the first of them to make the folder ready."""
 
 ADDED = "was not there when the product was sealed"
 
@@ -116,21 +122,79 @@ def state(folder: Path, fingerprint: str, inputs: Callable[[], dict[str, str]]) 
     return State.PARTIAL if (folder / INTENT).exists() else State.ABSENT
 
 
-def begin(folder: Path, fingerprint: str, inputs: dict[str, str]) -> None:
+def nothing() -> None:
+    """Lay out nothing."""
+
+
+def begin(
+    folder: Path,
+    fingerprint: str,
+    inputs: dict[str, str],
+    lay_out: Callable[[], None] = nothing,
+    gone: "Gone | None" = None,
+) -> None:
     """Make the folder ready to work in: move aside what was meant to be something else, keep what was half done.
 
+    lay_out   makes what must be there before the work begins
+    gone      asked of a claim of another host whether its process is no more; by default it is taken for alive
     Raises FolderBusy where another run works here, FolderNotWritable, DiskFull.
     """
-    intent = {"fingerprint": fingerprint, "inputs": inputs}
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _claim(folder)
-        sweep_partial(folder)
-        (folder / STOP).unlink(missing_ok=True)
-        if (folder / INTENT).exists() and read_json(folder / INTENT) != intent:
-            aside = _moved_aside(folder)
-            (aside / RUNNING).rename(_remade(folder) / RUNNING)
-    write_json(folder / INTENT, intent)
+        _claim(folder, gone)
+        try:
+            _make_ready(folder, {"fingerprint": fingerprint, "inputs": inputs}, lay_out)
+        except BaseException:
+            release(folder)
+            raise
+
+
+def join(
+    folder: Path,
+    fingerprint: str,
+    inputs: dict[str, str],
+    part: str,
+    lay_out: Callable[[], None] = nothing,
+    gone: "Gone | None" = None,
+) -> None:
+    """Make the folder ready for one of several that do different parts of the work at once.
+
+    part   its name: digits and letters; nobody else does this part meanwhile
+    Whoever comes first does what ``begin`` does, the others wait for it. Arguments and errors are those of ``begin``.
+    """
+    intent = {"fingerprint": fingerprint, "inputs": inputs}
+    deadline = time.monotonic() + JOIN_PATIENCE_S
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        while not _is_meant_for(folder, intent):
+            try:
+                _claim(folder, gone)
+            except FolderBusy:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+                continue
+            try:
+                _make_ready(folder, intent, lay_out)
+            finally:
+                release(folder)
+        _claim(folder, gone, part)
+
+
+def _make_ready(folder: Path, intent: dict[str, Any], lay_out: Callable[[], None]) -> None:
+    """For the one who holds the folder."""
+    sweep_partial(folder)
+    (folder / STOP).unlink(missing_ok=True)
+    if (folder / INTENT).exists() and not _is_meant_for(folder, intent):
+        aside = _moved_aside(folder)
+        (aside / RUNNING).rename(_remade(folder) / RUNNING)
+    lay_out()
+    if not _is_meant_for(folder, intent):
+        write_json(folder / INTENT, intent)
+
+
+def _is_meant_for(folder: Path, intent: dict[str, Any]) -> bool:
+    return (folder / INTENT).exists() and read_json(folder / INTENT) == intent
 
 
 def seal(
@@ -141,15 +205,20 @@ def seal(
     content: str,
     settings: dict[str, Any],
     summary: dict[str, Any],
+    made_by: Mapping[str, Any] | None = None,
 ) -> Seal:
-    """Say that the product is whole, and give the folder free."""
+    """Say that the product is whole, and give the folder free.
+
+    made_by   more to say of who made it, beside the time, the host, the job with its attempt, and the versions
+    """
     made = {
         "when": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "job": _me().job,
+        "attempt": int(_me().attempt or 0) + 1,
         "versions": _versions(),
-    }
+    } | dict(made_by or {})
     value = Seal(stage, fingerprint, inputs, content, manifest_of(folder), settings, summary, made)
     write_json(folder / SEALED, vars(value))
     release(folder)
@@ -199,9 +268,9 @@ def _moved_aside(folder: Path) -> Path:
     return aside
 
 
-def release(folder: Path) -> None:
-    """Give the folder free for the next run, if it is this process that works there."""
-    path = folder / RUNNING
+def release(folder: Path, part: str = "") -> None:
+    """Give the folder, or a part of its work, free for the next run, if it is this process that works there."""
+    path = _claim_path(folder, part)
     found = _read_owner(path)
     if found is not None and found.is_me:
         path.unlink(missing_ok=True)
@@ -213,7 +282,9 @@ def manifest_of(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         if path.is_file() and not (
-            parts[0] in UNSEALED or any(part.startswith(".") or part == SELF_CHECKED for part in parts)
+            parts[0] in UNSEALED
+            or parts[0].startswith(f"{RUNNING}-")
+            or any(part.startswith(".") or part == SELF_CHECKED for part in parts)
         ):
             found["/".join(parts)] = digest_content(path)
     return found
@@ -266,39 +337,71 @@ class Owner:
         return bool(self.job) and self.job == me.job and self.attempt != me.attempt
 
 
+Gone = Callable[[Owner], bool]
+
+
 def owner(folder: Path) -> Owner | None:
-    """Who works in a folder now; None where nobody alive does."""
-    found = _read_owner(folder / RUNNING)
-    return None if found is None or found.gone else found
+    """Who works in a folder now; None where nobody alive does, and the first of them where several do."""
+    return next(iter(owners(folder)), None)
+
+
+def owners(folder: Path) -> tuple[Owner, ...]:
+    """All who work in a folder now."""
+    paths = [folder / RUNNING, *sorted(folder.glob(f"{RUNNING}-*"))]
+    return tuple(found for path in paths if (found := _read_owner(path)) is not None and not found.gone)
 
 
 def _me() -> Owner:
-    job, attempt = (os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+    job = os.environ.get(JOB) or os.environ.get("SLURM_JOB_ID", "")
+    attempt = os.environ.get(ATTEMPT) or os.environ.get("SLURM_RESTART_COUNT", "")
     return Owner(socket.gethostname(), os.getpid(), _started(os.getpid()), job, attempt)
 
 
-def _claim(folder: Path) -> None:
-    """Write RUNNING, unless somebody alive has. It appears with its content, by a link, so no rival can misread it."""
-    path = folder / RUNNING
+def _claim_path(folder: Path, part: str) -> Path:
+    return folder / (f"{RUNNING}-{part}" if part else RUNNING)
+
+
+def _claim(folder: Path, gone: Gone | None = None, part: str = "") -> None:
+    """Write RUNNING, or that of a part, unless somebody alive works there.
+
+    It appears with its content, by a link, so no rival can misread it. Whoever holds the folder excludes those who do
+    parts, and the other way round: each writes first and then looks, so that of two at least one sees the other.
+    """
+    path = _claim_path(folder, part)
     mine = folder / f".{RUNNING}.{uuid.uuid4().hex[:8]}"
     mine.write_text(json.dumps(asdict(_me())), encoding="utf-8")
     try:
         for _ in range(5):
             try:
                 os.link(mine, path)
-                return
+                break
             except FileExistsError:
                 found = _read_owner(path)
-                if found is not None and not found.gone:
-                    raise FolderBusy(
-                        f"working in {folder}",
-                        f"another run there: {found}",
-                        f"wait for it or stop it; if it is no more, remove {path}",
-                    ) from None
+                _refuse_if_alive(folder, path, found, gone)
                 _take_away(path, found)
+        else:
+            raise FolderBusy(f"working in {folder}", "other runs that start at the same moment", "run again later")
     finally:
         mine.unlink(missing_ok=True)
-    raise FolderBusy(f"working in {folder}", "other runs that start at the same moment", "run again later")
+    try:
+        for other in [folder / RUNNING] if part else sorted(folder.glob(f"{RUNNING}-*")):
+            if other.exists():
+                found = _read_owner(other)
+                _refuse_if_alive(folder, other, found, gone)
+                _take_away(other, found)
+    except FolderBusy:
+        release(folder, part)
+        raise
+
+
+def _refuse_if_alive(folder: Path, path: Path, found: Owner | None, gone: Gone | None) -> None:
+    if found is None or found.gone or (gone is not None and gone(found)):
+        return
+    raise FolderBusy(
+        f"working in {folder}",
+        f"another run there: {found}",
+        f"wait for it or stop it; if it is no more, remove {path}",
+    )
 
 
 def _take_away(path: Path, dead: Owner | None) -> None:

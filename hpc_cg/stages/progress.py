@@ -5,6 +5,7 @@ them up (``read_progress``); the stage knows nothing of terminals.
 """
 
 import json
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -59,6 +60,11 @@ class Heartbeat:
             beside = path.with_suffix(".new")
             beside.write_text(text, encoding="utf-8")
             beside.replace(path)
+
+
+def clear_progress(folder: Path) -> None:
+    """Forget the progress of an earlier run."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
 def read_progress(folder: Path) -> Reading | None:

@@ -4,7 +4,9 @@ Replicas are simulated in groups of fixed size, each a dense batch; the groups a
 start, velocities and noise are keyed by its own number, so it does not matter who simulates which group.
 """
 
-from pathlib import Path
+import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from hpc_cg import errors
 from hpc_cg.config import STRICT
 from hpc_cg.files import digest, digest_bytes, read_json, write_json
-from hpc_cg.share import Team
+from hpc_cg.share import Stopped, Team
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
@@ -111,10 +113,31 @@ def starts(source: "LabelSource", shards: np.ndarray, seed: int, replicas: tuple
 
 
 def work(study: "Study", team: Team, progress: Heartbeat) -> None:
-    """Simulate this member's groups from where they stand, then put the ensemble together."""
+    """Simulate the groups from where they stand, then put the ensemble together."""
+    first = team.share.index == 0
+    lay_out(study)
+    work_on(study, team.tell(pending(study) if first else ()), team, progress)
+    if first:
+        gather(study)
+
+
+def lay_out(study: "Study") -> None:
+    """Nothing has to be made before groups can be simulated; raises TemperatureMismatch where none can."""
+    _temperature(study)
+
+
+def pending(study: "Study") -> tuple[int, ...]:
+    """The groups that lack blocks."""
+    config: SimulateConfig = study.tables["simulate"]
+    there = _blocks_there(study)
+    return tuple(group for group in range(len(config.groups)) if there[group] < config.n_blocks)
+
+
+def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbeat) -> None:
+    """Simulate some groups to their end. Raises Stopped, on every member, where the team was asked to stop before."""
     import torch
 
-    from hpc_cg.forcefield.evaluator import evaluator, table_error
+    from hpc_cg.forcefield.evaluator import evaluator
     from hpc_cg.learning.checkpoint import load_forcefield
     from hpc_cg.learning.labels import label_source
     from hpc_cg.simulate.ensemble import Limits, SimulateParameters, run_block, state_of
@@ -124,25 +147,23 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
 
     config: SimulateConfig = study.tables["simulate"]
     temperature_K = _temperature(study)
-    folder = study.folder("simulate")
-    blocks = folder / "blocks"
+    blocks = study.folder("simulate") / "blocks"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
     shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
-    forcefield, step = load_forcefield(study.folder("train"))
-    forcefield = forcefield.to(device)
+    forcefield = load_forcefield(study.folder("train"))[0].to(device)
     system = forcefield.system
     evaluate = evaluator(forcefield, tabulated=True, n_knots=config.n_knots)
     limits = Limits.of(system, forcefield.parameters_of_prior, temperature_K)
     parameters = SimulateParameters(config.timestep_ps, config.friction_per_ps, temperature_K, config.save_steps)
-    total = config.n_replicas * config.n_blocks * config.block_steps
+    steps_of = {group: len(config.groups[group]) * config.block_steps for group in groups}
+    there = _blocks_there(study)
     # every member counts what its share of the groups has behind it, so that together they count all of it once
-    done = sum(
-        len(config.groups[group]) * config.block_steps * _finished(blocks, group)
-        for group in team.share.of(range(len(config.groups)))
-    )
+    done = sum(steps_of[group] * there[group] for group in team.share.of(groups))
+    total = sum(steps_of.values()) * config.n_blocks
     progress("simulating", done, total, "replica-steps")
-    for group in team.take(range(len(config.groups))):
+    asked, longest_s = False, 0.0
+    for group in team.take(groups, whole=False):
         replicas = config.groups[group]
         first = torch.from_numpy(starts(source, shards, config.seed, replicas)).to(device)
         last = last_block(blocks, group)
@@ -153,6 +174,9 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
             record = read_block(blocks, group, last)
             state, quarantined = state_of(record, device), record.quarantined
         for block in range(0 if last is None else last + 1, config.n_blocks):
+            if asked := team.stop(longest_s):
+                break
+            began = time.monotonic()
             result = run_block(
                 state,
                 evaluate,
@@ -166,16 +190,42 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
             )
             write_block(blocks, group, block, result.record)
             state, quarantined = result.state, result.quarantined
+            longest_s = max(longest_s, time.monotonic() - began)
             done += len(replicas) * config.block_steps
             lost = f"{len(quarantined)} replicas of this group lost" if quarantined else ""
             progress("simulating", done, total, "replica-steps", lost)
+        if asked:
+            break
     team.barrier()
-    if team.share.index == 0:
-        sample = torch.from_numpy(starts(source, shards, config.seed, config.groups[0]))
-        error = table_error(forcefield.cpu(), sample, config.n_knots)
-        write_json(folder / "quarantine.json", quarantine_rows(study))
-        write_json(folder / "engine.json", {"checkpoint_step": step, "table_error": error, "device": str(device)})
-        collect(study)
+    left = set(pending(study)) & set(groups) if team.share.index == 0 else ()
+    if team.tell(bool(left)):
+        raise Stopped
+
+
+def gather(study: "Study") -> None:
+    """Put the ensemble together from the blocks of all groups."""
+    import torch
+
+    from hpc_cg.forcefield.evaluator import table_error
+    from hpc_cg.learning.checkpoint import load_forcefield
+    from hpc_cg.learning.labels import label_source
+    from hpc_cg.simulate.recorder import read_block
+    from hpc_cg.store.writer import epoch_sums
+
+    config: SimulateConfig = study.tables["simulate"]
+    folder = study.folder("simulate")
+    source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
+    shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
+    forcefield, step = load_forcefield(study.folder("train"))
+    sample = torch.from_numpy(starts(source, shards, config.seed, config.groups[0]))
+    error = table_error(forcefield, sample, config.n_knots)
+    devices = {read_block(folder / "blocks", group, 0).device for group in range(len(config.groups))}
+    write_json(folder / "quarantine.json", quarantine_rows(study))
+    write_json(
+        folder / "engine.json",
+        {"checkpoint_step": step, "table_error": error, "device": ", ".join(sorted(devices))},
+    )
+    collect(study)
 
 
 def collect(study: "Study") -> None:
@@ -261,16 +311,18 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
     return digest(parts), summary | read_json(folder / "engine.json")
 
 
-def done(study: "Study") -> tuple[int, int, str]:
-    """Blocks on disk, of how many."""
+def done(study: "Study", groups: Sequence[int] | None = None) -> tuple[int, int, str]:
+    """Blocks on disk, of how many; of all groups, or of some."""
     config: SimulateConfig = study.tables["simulate"]
-    blocks = study.folder("simulate") / "blocks"
-    finished = sum(_finished(blocks, group) for group in range(len(config.groups)))
-    return finished, len(config.groups) * config.n_blocks, "blocks"
+    there, wanted = _blocks_there(study), range(len(config.groups)) if groups is None else groups
+    return sum(there[group] for group in wanted), len(wanted) * config.n_blocks, "blocks"
 
 
-def _finished(blocks: Path, group: int) -> int:
-    return len(list(blocks.glob(f"group-{group:05d}-block-*.npz")))
+def _blocks_there(study: "Study") -> Counter[int]:
+    """How many blocks of each group are on disk; the folder is listed once."""
+    from hpc_cg.simulate.recorder import blocks_of
+
+    return blocks_of(study.folder("simulate") / "blocks")
 
 
 def _temperature(study: "Study") -> float:

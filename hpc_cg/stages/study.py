@@ -13,8 +13,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT, parse_tables, read_toml
-from hpc_cg.files import digest
-from hpc_cg.stages import molecules, prepare, simulate, train
+from hpc_cg.files import digest, digest_content
+from hpc_cg.stages import kernel, molecules, prepare, simulate, train
 from hpc_cg.stages.aggregate import AggregateConfig
 from hpc_cg.stages.kernel import KernelConfig
 from hpc_cg.stages.prepare import PrepareConfig
@@ -26,6 +26,9 @@ from hpc_cg.stages.train import TrainConfig
 
 FORMAT = 2
 """Raised when a product of an older version must not be taken for one of this."""
+
+ARRAYS = ("kernel", "simulate")
+"""Stages whose items may be done by processes that never meet: ``lay_out``, ``pending``, ``work_on``, ``gather``."""
 
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "reference": (),
@@ -125,8 +128,13 @@ class Study:
 
     def done(self, stage: str) -> tuple[int, int, str] | None:
         """What a partial stage has finished, of how much, in which unit, by what lies on disk; None if unknown."""
-        counters = {"prepare": prepare.done, "simulate": simulate.done, "train": train.done}
+        counters = {"prepare": prepare.done, "kernel": kernel.done, "simulate": simulate.done, "train": train.done}
         return counters[stage](self) if stage in counters else None
+
+    @property
+    def digest(self) -> str:
+        """Digest of the study file as it is now."""
+        return digest_content(self.path)
 
 
 def read_study(path: Path) -> Study:

@@ -9,7 +9,8 @@ import pytest
 
 from hpc_cg.errors import BrokenLaunch
 from hpc_cg.stages.product import STOP
-from jobs.deadline import MARGIN_S, Deadline, end_of_allocation, seconds_left, signals_of
+from jobs.asked import signals_of
+from jobs.deadline import MARGIN_S, Deadline, end_of_allocation, seconds_left
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from toy import write_study
 
 from hpc_cg.stages import product
 from hpc_cg.stages.study import Study, read_study
-from jobs.__main__ import PARTIAL, run_stage
 from jobs.deadline import Deadline
+from jobs.run import PARTIAL, run_stage
 
 STAGES = ("prepare", "kernel", "train", "simulate")
 

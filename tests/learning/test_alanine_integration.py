@@ -17,7 +17,7 @@ from hpc_cg.learning.resident import Resident
 from hpc_cg.stages.study import read_study
 from hpc_cg.store.dataset import split
 from hpc_cg.store.layout import StoreSpec
-from jobs.__main__ import run_stage
+from jobs.run import run_stage
 
 pytestmark = [pytest.mark.data, pytest.mark.timeout(400)]
 

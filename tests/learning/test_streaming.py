@@ -28,7 +28,7 @@ from hpc_cg.stages.study import read_study
 from hpc_cg.store import layout, writer
 from hpc_cg.store.dataset import held_out
 from hpc_cg.store.layout import ShardFrames, StoreSpec
-from jobs.__main__ import run_stage
+from jobs.run import run_stage
 
 N = 700
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from hpc_cg import errors
 from hpc_cg.files import read_json
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study, read_study
-from jobs.__main__ import run_stage
+from jobs.run import run_stage
 
 
 def run_all(study: Study, *stages: str) -> None:

@@ -23,7 +23,7 @@ from hpc_cg.stages.product import State, _started, owner
 from hpc_cg.stages.study import read_study
 from hpc_cg.store.dataset import load, open_spec
 from hpc_cg.store.layout import STORE
-from jobs.__main__ import run_stage
+from jobs.run import run_stage
 
 
 def jobs(study: Path, stage: str = "prepare", ranks: int = 1, mpiexec: str = "") -> list[str]:

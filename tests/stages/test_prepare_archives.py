@@ -20,7 +20,7 @@ from hpc_cg.store import writer
 from hpc_cg.store.audit import audit
 from hpc_cg.store.dataset import load, open_spec, split
 from hpc_cg.store.layout import STORE
-from jobs.__main__ import run_stage
+from jobs.run import run_stage
 
 SEVERAL = {
     "archive": [],

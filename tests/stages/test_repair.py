@@ -16,7 +16,7 @@ from hpc_cg.stages.study import Study, read_study
 from hpc_cg.store.dataset import load, open_spec
 from hpc_cg.store.layout import STORE
 from hpc_cg.store.writer import commit_path
-from jobs.__main__ import run_stage
+from jobs.run import run_stage
 from launch.inspect import audit_study
 
 STORED = {"kind": "noise+forces", "sigma_nm": 0.003, "draws": "stored"}

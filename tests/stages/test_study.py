@@ -9,7 +9,7 @@ from toy import write_study
 from hpc_cg import errors
 from hpc_cg.stages.product import State, begin, differences, read_seal
 from hpc_cg.stages.study import read_study
-from jobs.__main__ import run_stage
+from jobs.run import run_stage
 
 
 def test_all_mistakes_are_reported_at_once_with_suggestions(tmp_path: Path) -> None:

@@ -1,0 +1,171 @@
+"""After the processes of a job have ended: what has become of it, and should it go on?
+
+    python -m jobs.after STAGE study.toml --code 75 [--part ...] [--log FILE] [--max-attempts N]
+
+The last lines of a batch script call this. It looks at the products, not at the exit code alone: launchers turn codes
+into others when the first process to leave ends the rest. It leaves word below <run>/jobs/outcomes and exits with 0
+(done), 75 (to be put back into the queue), or the code of the failure.
+"""
+
+import argparse
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_cg.errors import HpcCgError
+from hpc_cg.stages import product
+from hpc_cg.stages.study import Study, read_study
+from jobs.outcome import Attempt, add_attempt, attempts_of, job_of, take_mark
+from jobs.run import PARTIAL
+from jobs.task import GATHER, WHOLE, Task
+
+logger = logging.getLogger("hpc-cg")
+
+BEFORE_IT_LISTENED = 128 + 12
+"""Exit code of a process that SIGUSR2 ended, while Python itself was starting."""
+
+IDLE_ATTEMPTS = 2
+"""So many attempts in a row may end without having finished anything."""
+
+MARK = "hpc-cg: "
+BEGIN = "=== hpc-cg "
+"""What a log says where an attempt begins."""
+
+NOISE = ("srun:", "slurmstepd", "mpiexec", "Primary job", "===", "[proxy", "[mpiexec", "submitit ")
+SHOWN_LINES, LONGEST = 6, 2000
+LOOKED_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a job: the script's exit code, a word for it, and why."""
+
+    code: int
+    word: str
+    why: str = ""
+
+
+def judge(
+    code: int,
+    complete: bool,
+    stopped: bool,
+    attempt: int,
+    max_attempts: int,
+    done: int | None,
+    earlier: Iterable[int | None],
+    said: str,
+) -> Verdict:
+    """Decide, from facts alone.
+
+    code       exit code of the job's processes
+    complete   whether the product says that its work is done
+    stopped    whether it left word that it stopped at a safe place
+    attempt    0 for the first
+    done       how many units are done now, and ``earlier`` at the ends of the attempts before
+    said       what it said last
+    """
+    if code == 0 or complete:
+        return Verdict(0, "done")
+    if not (stopped or code in (PARTIAL, BEFORE_IT_LISTENED)):
+        return Verdict(code, "failed", said)
+    if attempt + 1 >= max_attempts:
+        return Verdict(1, "stopped", f"stopped at a safe place {attempt + 1} times, as often as it may: submit again")
+    before = list(earlier)[-IDLE_ATTEMPTS:]
+    if done is not None and len(before) == IDLE_ATTEMPTS and all(one == done for one in before):
+        return Verdict(
+            1,
+            "failed",
+            f"{IDLE_ATTEMPTS + 1} attempts in a row finished nothing: give it more time, or make its parts smaller",
+        )
+    return Verdict(PARTIAL, "again", said)
+
+
+def after(task: Task, code: int, log: Path | None, max_attempts: int) -> int:
+    """Judge this job's attempt, leave word of it, and return the exit code of the script."""
+    job = job_of(os.environ)
+    said = last_words(log)
+    try:
+        study = read_study(Path(task.study))
+        complete, done = _complete(study, task), _done(study, task)
+    except (HpcCgError, OSError) as error:
+        logger.error("%s", error)
+        return code or 1
+    if job is None:
+        return code
+    earlier = [one.done for one in attempts_of(study.run_folder, job.label) if one.attempt < job.attempt]
+    stopped = take_mark(study.run_folder, job)
+    verdict = judge(code, complete, stopped, job.attempt, max_attempts, done, earlier, said)
+    node = os.environ.get("SLURMD_NODENAME") or platform.node()
+    attempt = Attempt(job.attempt, code, verdict.word, verdict.why, done, time.time(), node)
+    add_attempt(study.run_folder, job.label, attempt)
+    if verdict.word != "done" and verdict.why != said:
+        logger.error("%s: %s", task.stage, verdict.why)
+    return verdict.code
+
+
+def _complete(study: Study, task: Task) -> bool:
+    folder = study.folder(task.stage)
+    seal = product.read_seal(folder)
+    if seal is not None:
+        return seal.fingerprint == study.fingerprint(task.stage)
+    if task.part in (WHOLE, GATHER):
+        return False
+    missing = _module(task.stage).pending(study)
+    return not set(task.items(max(missing, default=-1) + 1)) & set(missing)
+
+
+def _done(study: Study, task: Task) -> int | None:
+    """Units that are done: of the whole stage, or of this job's items."""
+    if task.part == GATHER:
+        return None
+    if task.part == WHOLE:
+        counts = study.done(task.stage)
+    else:
+        missing = _module(task.stage).pending(study)
+        counts = _module(task.stage).done(study, task.items(max(missing, default=-1) + 1))
+    return None if counts is None else counts[0]
+
+
+def _module(stage: str):  # type: ignore[no-untyped-def]  # a module of hpc_cg.stages
+    from importlib import import_module
+
+    return import_module(f"hpc_cg.stages.{stage}")
+
+
+def last_words(log: Path | None) -> str:
+    """What the last attempt in a log said: its own sentences where there are any, else its last lines."""
+    if log is None:
+        return ""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOOKED_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    lines = [line.rstrip() for line in text.rpartition(BEGIN)[2].splitlines() if line.strip()]
+    own = dict.fromkeys(line.partition(MARK)[2] for line in lines if line.startswith(MARK))
+    if own:
+        return "\n".join(own)[-LONGEST:]
+    return "\n".join([line for line in lines[1:] if not line.startswith(NOISE)][-SHOWN_LINES:])[-LONGEST:]
+
+
+def main(arguments: list[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    parser = argparse.ArgumentParser(prog="python -m jobs.after")
+    parser.add_argument("stage")
+    parser.add_argument("study")
+    parser.add_argument("--code", type=int, required=True)
+    parser.add_argument("--part", default=WHOLE)
+    parser.add_argument("--log", type=Path, default=None)
+    parser.add_argument("--max-attempts", type=int, default=20)
+    found = parser.parse_args(arguments)
+    return after(Task(found.study, found.stage, found.part), found.code, found.log, found.max_attempts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
