@@ -20,14 +20,14 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """The pydantic configuration of every table."""
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file; raises MissingInput, ConfigError."""
+def read_toml(path: Path, what: str = "study") -> dict[str, Any]:
+    """The content of a TOML file, the study's or another; raises MissingInput, ConfigError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise MissingInput("the study file", f"no file {path}", "name a study.toml that exists") from error
+        raise MissingInput(f"the {what} file", f"no file {path}", f"name a {what}.toml that exists") from error
     except IsADirectoryError as error:
-        raise MissingInput("the study file", f"{path} is a folder", "name the study.toml inside it") from error
+        raise MissingInput(f"the {what} file", f"{path} is a folder", f"name the {what}.toml inside it") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"no valid TOML: {error}"]) from error
 
@@ -41,21 +41,27 @@ def parse_tables(path: Path, tables: Mapping[str, type], required: tuple[str, ..
     """
     content = read_toml(path)
     problems = [
-        f"{name} is not a table of a study." + _did_you_mean(name, tables) for name in content if name not in tables
+        f"{name} is not a table of a study." + did_you_mean(name, tables) for name in content if name not in tables
     ]
     problems += [f"the table [{name}] is missing." for name in required if name not in content]
     parsed: dict[str, Any] = {}
     for name, cls in tables.items():
         if name in required and name not in content:
             continue
-        try:
-            # as JSON, so that a TOML array may stand for a tuple while numbers and words stay strict
-            parsed[name] = TypeAdapter(cls).validate_json(json.dumps(content.get(name, {}), default=str))
-        except ValidationError as error:
-            problems += [_sentence(name, cls, detail) for detail in error.errors()]
+        parsed[name], found = parse_table(name, cls, content.get(name, {}))
+        problems += found
     if problems:
         raise ConfigError(path.name, problems)
     return parsed
+
+
+def parse_table(name: str, cls: type, content: Any) -> tuple[Any, list[str]]:
+    """The object that a table describes, or None; and a sentence for each of its mistakes."""
+    try:
+        # as JSON, so that a TOML array may stand for a tuple while numbers and words stay strict
+        return TypeAdapter(cls).validate_json(json.dumps(content, default=str)), []
+    except ValidationError as error:
+        return None, [_sentence(name, cls, detail) for detail in error.errors()]
 
 
 def _sentence(table: str, cls: type, detail: Any) -> str:
@@ -63,7 +69,7 @@ def _sentence(table: str, cls: type, detail: Any) -> str:
     where = ".".join(str(part) for part in (table, *detail["loc"]))
     if detail["type"] == "unexpected_keyword_argument":
         known = [field.name for field in fields(cls)]
-        return f"{where} is not a setting." + _did_you_mean(str(detail["loc"][-1]), known)
+        return f"{where} is not a setting." + did_you_mean(str(detail["loc"][-1]), known)
     if detail["type"] in ("missing", "missing_argument"):
         return f"{where} is missing."
     message = detail["msg"].removeprefix("Value error, ")
@@ -74,6 +80,7 @@ def _sentence(table: str, cls: type, detail: Any) -> str:
     return f"{where} = {detail['input']!r}: {message[:1].lower()}{message[1:]}."
 
 
-def _did_you_mean(word: str, known: Any) -> str:
+def did_you_mean(word: str, known: Any) -> str:
+    """An answer to a word that is none of the known ones: the nearest of them, or all."""
     close = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]}?" if close else f" Known: {', '.join(known)}."

@@ -115,8 +115,8 @@ def _complete(study: Study, task: Task) -> bool:
         return seal.fingerprint == study.fingerprint(task.stage)
     if task.part in (WHOLE, GATHER):
         return False
-    missing = _module(task.stage).pending(study)
-    return not set(task.items(max(missing, default=-1) + 1)) & set(missing)
+    module = _module(task.stage)
+    return not set(task.items(module.n_items(study))) & set(module.pending(study))
 
 
 def _done(study: Study, task: Task) -> int | None:
@@ -126,8 +126,8 @@ def _done(study: Study, task: Task) -> int | None:
     if task.part == WHOLE:
         counts = study.done(task.stage)
     else:
-        missing = _module(task.stage).pending(study)
-        counts = _module(task.stage).done(study, task.items(max(missing, default=-1) + 1))
+        module = _module(task.stage)
+        counts = module.done(study, task.items(module.n_items(study)))
     return None if counts is None else counts[0]
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_cg.errors import BrokenLaunch, ConfigError, NotSealed
 from hpc_cg.provenance import code_version
-from hpc_cg.share import Stopped
+from hpc_cg.share import Alone, Stopped
 from hpc_cg.stages import product
 from hpc_cg.stages.progress import Heartbeat, clear_progress
 from hpc_cg.stages.study import ARRAYS, Study
 from jobs.alive import is_gone
-from jobs.allocation import Alone, MpiTeam, team_for, who_am_i
+from jobs.allocation import MpiTeam, team_for, who_am_i
 from jobs.asked import STOPPABLE, signals_of
 from jobs.deadline import Deadline, end_of_allocation
 from jobs.outcome import mark_stopped
@@ -72,20 +72,21 @@ def run_part(study: Study, task: Task) -> int:
     if task.part == GATHER:
         _gather(study, stage, module)
         return 0
-    name, items = task.part.replace("/", "of").replace(",", "."), ()
+    name = task.part.replace("/", "of").replace(",", ".")
+    items: tuple[int, ...] = ()
     if first:
         _need_upstream(study, stage)
         intent = study.fingerprint(stage), study.intent(stage)
         product.join(study.folder(stage), *intent, name, partial(module.lay_out, study), is_gone)
-        n_items = max(module.pending(study), default=-1) + 1
-        todo = set(task.items(n_items)) & set(module.pending(study))
-        items = tuple(sorted(todo))
+        items = tuple(sorted(set(task.items(module.n_items(study))) & set(module.pending(study))))
     items = team.tell(items)
     _use_own_gpu()
     with _stoppable(study, stage, team, name) as ended:
         member = (items[0] if items else 0) + team.share.index
         module.work_on(study, items, team, Heartbeat(study.folder(stage), member))
         team.barrier()
+        if first and items:
+            product.sign(study.folder(stage), name)
     return ended.code
 
 

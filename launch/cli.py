@@ -1,4 +1,4 @@
-"""The command line: hpc-cg run, status, show, audit, templates."""
+"""The command line: hpc-cg run, submit, status, logs, cancel, show, audit, templates, doctor."""
 
 import sys
 from pathlib import Path
@@ -85,13 +85,13 @@ def _run(words: list[str], ranks: int) -> int:
     return run_stages(found, _stages(found, target), n_ranks, console, errors)
 
 
-def _target(words: list[str]) -> tuple[str, Path]:
-    """The stage and the study among the words of ``run``, in either order; raises ConfigError."""
+def _target(words: list[str], command: str = "run") -> tuple[str, Path]:
+    """The stage and the study among the words of a command, in either order; raises ConfigError."""
     from hpc_cg.stages.study import UPSTREAM
 
-    typed = f"hpc-cg run {' '.join(words)}"
+    typed = f"hpc-cg {command} {' '.join(words)}"
     if len(words) > 2:
-        raise ConfigError(typed, ["more than a stage and a study file. Try: hpc-cg run STAGE study.toml."])
+        raise ConfigError(typed, [f"more than a stage and a study file. Try: hpc-cg {command} STAGE study.toml."])
     if len(words) == 1 and words[0] in (*UPSTREAM, "all") and not Path(words[0]).is_file():
         raise ConfigError(typed, [f"the study file is missing. Try: {typed} study.toml."])
     if len(words) == 1:
@@ -100,24 +100,123 @@ def _target(words: list[str]) -> tuple[str, Path]:
     return stage, Path(study)
 
 
+ClusterKind = Annotated[str, typer.Option("--cluster", help="slurm, or local: this machine, bounded by its cores.")]
+SiteFile = Annotated[
+    Path | None,
+    typer.Option("--site", help="The site file; else $HPC_CG_SITE, or site.toml beside the study."),
+]
+
+
+@app.command()
+def submit(
+    words: Annotated[
+        list[str], typer.Argument(metavar="[STAGE|all] STUDY", help="A stage (all where none is named), and the study.")
+    ],
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Print scripts, resources, hours and bytes; ask nobody, write nothing.")
+    ] = False,
+    cluster: ClusterKind = "slurm",
+    site: SiteFile = None,
+) -> None:
+    """Submit what is missing as a chain of jobs that goes on by itself, also after you log out.
+
+    Submit again after any end: what is sealed stays, what is queued is waited for, of an array only the parts that are
+    not done are submitted.
+
+    [bold]Examples:[/] hpc-cg submit all study.toml --dry-run     hpc-cg submit all study.toml
+    """
+    from launch.cluster import cluster_of
+    from launch.site import find_site
+    from launch.submit import dry_run
+    from launch.submit import submit as send
+
+    target, path = _target(words, "submit")
+    found = _study(path)
+    wanted, here = _stages(found, target), find_site(path, site)
+
+    def say(line: str) -> None:
+        console.print(plain(line), soft_wrap=True)
+
+    if dry:
+        dry_run(found, wanted, here, cluster, say)
+        return
+    if not send(found, wanted, here, cluster_of(cluster, found.run_folder, here.site.accounting), say):
+        console.print("all sealed: nothing to submit")
+
+
+@app.command()
+def cancel(
+    study: StudyFile,
+    stage: Annotated[str, typer.Argument(metavar="[STAGE]", help="Only this stage's jobs.")] = "",
+) -> None:
+    """End the jobs of a study that are in the queue; what is sealed or committed stays.
+
+    [bold]Examples:[/] hpc-cg cancel study.toml     hpc-cg cancel study.toml simulate
+    """
+    from launch.control import cancel_jobs
+
+    found = _study(study)
+    if stage:
+        _stages(found, stage)
+    cancelled = cancel_jobs(found, stage)
+    console.print(f"cancelled: {plain(cancelled)}" if cancelled else "no job of this study is in the queue")
+
+
+@app.command()
+def logs(
+    study: StudyFile,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="The stage whose newest log is shown.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is added, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines from the end.")] = 200,
+    job: Annotated[str, typer.Option("--job", help="Of this job or element, e.g. 31_5, not of the newest.")] = "",
+) -> None:
+    """Show the end of a stage's newest log, of a job or of a run here.
+
+    [bold]Examples:[/] hpc-cg logs study.toml train --follow     hpc-cg logs study.toml simulate --job 31_5
+    """
+    from launch.control import follow_log, newest_log
+
+    found = _study(study)
+    _stages(found, stage)
+    path = newest_log(found, stage, job)
+    console.print(f"[dim]{plain(str(path))}[/]", soft_wrap=True)
+    for line in follow_log(path, lines, follow):
+        typer.echo(line)
+
+
 @app.command()
 def status(
-    study: StudyFile, json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False
+    study: StudyFile,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
+    every_s: Annotated[float, typer.Option("--every-s", min=5.0, help="With --watch: seconds between looks.")] = 30.0,
+    site: SiteFile = None,
 ) -> None:
-    """Say which stages are sealed (with figures), partial (with counts, and who works there), stale or absent.
+    """Say which stages are sealed (with figures), partial (with counts), stale or absent, and what their jobs do.
 
-    Exits with 1 where a folder cannot be read, and names it.
+    Jobs are looked for where some were submitted: one question to the scheduler. Exits with 1 where a folder cannot be
+    read, and names it.
 
-    [bold]Example:[/] hpc-cg status study.toml
+    [bold]Examples:[/] hpc-cg status study.toml     hpc-cg status study.toml --watch
     """
-    from launch.status import status_table, survey
+    import time
 
-    lines = survey(_study(study))
-    if json:
-        console.print_json(data={line.stage: line.word for line in lines})
-    else:
-        console.print(status_table(lines))
-    raise typer.Exit(1 if any(line.state is None for line in lines) else 0)
+    from launch.site import find_site
+    from launch.status import as_json, report, status_lines
+
+    while True:
+        found = _study(study)
+        told = report(found, find_site(study, site))
+        if json:
+            console.print_json(data=as_json(told))
+        else:
+            if watch and console.is_terminal:
+                console.clear()
+            for line in status_lines(told, console.width):
+                console.print(line, soft_wrap=True)
+        if not watch or told.at_rest:
+            raise typer.Exit(1 if any(line.state is None for line in told.lines) else 0)
+        time.sleep(every_s)
 
 
 @app.command()
@@ -129,14 +228,21 @@ def show(
     every: Annotated[bool, typer.Option("--all", help="Of an archive: every segment, however many there are.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Of an archive: a JSON object for each segment.")] = False,
 ) -> None:
-    """Show what is in the products of a study, or in an archive of trajectories.
+    """Show what is in the products of a study and what they were made from, or what is in an archive of trajectories.
 
-    [bold]Examples:[/] hpc-cg show study.toml train     hpc-cg show trajectories/ --all
+    Of a product: settings, figures, who made it, and the chain back to the trajectory files. A stage alone is that of
+    study.toml here.
+
+    [bold]Examples:[/] hpc-cg show study.toml train     hpc-cg show report     hpc-cg show trajectories/ --all
     """
     from launch.show import archive_json, archive_table, product_lines
 
+    from hpc_cg.stages.study import UPSTREAM
+
     if stage.endswith(".toml") and target.suffix != ".toml":
         target, stage = Path(stage), str(target)
+    if not stage and str(target) in UPSTREAM and not target.exists():
+        target, stage = Path("study.toml"), str(target)
     if target.suffix != ".toml":
         if json:
             for line in archive_json(target):
@@ -173,6 +279,28 @@ def audit(
     for fault in faults:
         errors.print(f"[red]fault:[/] {plain(fault)}", soft_wrap=True)
     raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def doctor(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write what was found.")] = Path("site.toml"),
+    partition: Annotated[str, typer.Option("--partition", help="Where to probe; the site's default if empty.")] = "",
+    account: Annotated[str, typer.Option("--account", help="To charge the probes to.")] = "",
+    work: Annotated[Path, typer.Option("--work", help="The folder that runs will lie in.")] = Path(),
+    wait_s: Annotated[float, typer.Option("--wait-s", min=5.0, help="Patience for each probe to start.")] = 120.0,
+) -> None:
+    """Measure what this cluster can do, say what is unfit and how to mend it, and write a site.toml.
+
+    Starts a few jobs of two processes and seconds. A file that is there is not overwritten.
+
+    [bold]Example:[/] hpc-cg doctor --partition gpu --account project_1
+    """
+    from launch.doctor import examine, findings_table, write_site
+
+    report = examine(work, partition, account, wait_s, lambda line: console.print(plain(line), soft_wrap=True))
+    console.print(findings_table(report))
+    console.print(plain(write_site(report, output)), soft_wrap=True)
+    raise typer.Exit(0 if report.fit else 1)
 
 
 @app.command()

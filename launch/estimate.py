@@ -26,6 +26,7 @@ from hpc_cg.stages.molecules import Molecule
 from hpc_cg.stages.progress import Heartbeat
 from hpc_cg.stages.study import Study
 from hpc_cg.store.layout import choose_shards
+from launch.words import size
 
 SAMPLED_FILES = 4
 SAMPLED_FRAMES = 4096
@@ -225,9 +226,9 @@ def table_of(found: tuple[Cost, ...], n_ranks: int, bandwidth_gb_s: float | None
             f"{cost.n_sampled}" + (f", {cost.n_unreadable} cannot be read" if cost.n_unreadable else "")
             for cost in found
         ],
-        "archive": [_bytes(cost.archive_bytes) for cost in found],
+        "archive": [size(cost.archive_bytes) for cost in found],
         "frames": [f"{cost.n_frames:,} of {cost.n_atoms:,} atoms" for cost in found],
-        "store": [f"{_bytes(cost.store_bytes)}, {cost.n_beads} beads" for cost in found],
+        "store": [f"{size(cost.store_bytes)}, {cost.n_beads} beads" for cost in found],
         "shards, files": [f"{cost.n_shards:,}, {cost.store_files:,}" for cost in found],
         **{
             f"{name} (core-time)": [_time(cost.seconds[name]) for cost in found]
@@ -235,22 +236,14 @@ def table_of(found: tuple[Cost, ...], n_ranks: int, bandwidth_gb_s: float | None
         },
         "all passes (core-hours)": [f"{cost.core_seconds / 3600:.3g}" for cost in found],
         "of this decoding": [f"{cost.decode / cost.core_seconds:.0%}" for cost in found],
-        "one reader, cold disk": [f"{_bytes(cost.disk_rate)}/s" for cost in found],
-        f"{n_ranks} ranks read": [f"{_bytes(cost.read_bytes * n_ranks / cost.core_seconds)}/s" for cost in found],
+        "one reader, cold disk": [f"{size(cost.disk_rate)}/s" for cost in found],
+        f"{n_ranks} ranks read": [f"{size(cost.read_bytes * n_ranks / cost.core_seconds)}/s" for cost in found],
         f"time on {n_ranks} ranks": [_time(cost.wall_seconds(n_ranks, bandwidth)) for cost in found],
         "limited by": [cost.limit(n_ranks, bandwidth) for cost in found],
     }
     for name, cells in rows.items():
         table.add_row(name, *cells)
     return table
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 def _time(seconds: float) -> str:

@@ -12,10 +12,20 @@ from hpc_cg.config import STRICT
 from hpc_cg.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:+-]{0,99}")
-FOLDER = re.compile(r"[A-Za-z0-9_./~%][A-Za-z0-9_./%+=@-]{0,999}")
+FOLDER = re.compile(r"[\w./~%][\w ./%+=@,-]{0,999}")
+PROGRAM = re.compile(r"[\w./~][\w ./+=@-]{0,999}")
 SETUP = re.compile(r"[A-Za-z0-9_./~][A-Za-z0-9_./~:=+,@% -]{0,999}")
-MPI_KINDS = ("pmi2", "pmix", "none")
+SCRATCH = re.compile(r"(?:/|\$(?:TMPDIR|SLURM_TMPDIR)\b)(?:[A-Za-z0-9_./+=@-]|\$(?:USER|SLURM_JOB_ID)\b)*")
+"""A folder of a node: variables of these names may stand in it, and are read on the node."""
 
+MPI_KINDS = ("pmi2", "pmix", "cray_shasta", "none")
+
+PATTERNS = {
+    "log_folder": (FOLDER, "spaces and _./%+=@,-"),
+    "python": (PROGRAM, "spaces and _./+=@-"),
+    "container": (SETUP, "spaces and _./~:=+,@%-"),
+    "scratch": (SCRATCH, "_./+=@-, and $USER, $SLURM_JOB_ID, in front $TMPDIR, $SLURM_TMPDIR"),
+}
 OPTIONAL_NAMES = ("partition", "account", "qos", "constraint")
 SMALLEST = {
     "nodes": 1,
@@ -24,6 +34,7 @@ SMALLEST = {
     "gpus_per_node": 0,
     "mem_gb": 1,
     "time_minutes": 1,
+    "max_attempts": 1,
 }
 
 
@@ -35,8 +46,14 @@ class Resources:
     mem_gb                                     memory per node in GB
     time_minutes                               time limit in minutes
     partition, account, qos, constraint        the site's words; the site's default where empty
-    mpi                                        srun's plugin: pmi2 (MPICH), pmix (Open MPI), or none
+    gpu                                        the site's name of a GPU for --gres: "gpu", or "gpu:h100"
+    exclude                                    nodes to keep away from
+    mpi                                        srun's plugin: pmi2 (MPICH), pmix (Open MPI), cray_shasta, or none
     setup                                      shell lines before the job, e.g. "module load python"
+    python                                     the Python to run, on the nodes
+    container                                  words before it, e.g. "apptainer exec --nv /images/hpc_cg.sif"
+    scratch                                    folder on the node's own disk, for caches; TMPDIR is left alone if empty
+    max_attempts                               how often the job may be started again after it stopped or was preempted
     job_name                                   hpc-cg and the stage's name where empty
     log_folder                                 where the job's output goes; must exist when the job starts
     Raises ConfigError that names every field and value that cannot be.
@@ -54,8 +71,14 @@ class Resources:
     account: str = ""
     qos: str = ""
     constraint: str = ""
+    gpu: str = "gpu"
+    exclude: tuple[str, ...] = ()
     mpi: str = "pmi2"
     setup: tuple[str, ...] = ()
+    python: str = "python"
+    container: str = ""
+    scratch: str = ""
+    max_attempts: int = 20
     job_name: str = ""
     log_folder: str = "."
 
@@ -73,11 +96,32 @@ class Resources:
             return None if value in MPI_KINDS else f"mpi = {value!r}: must be one of {', '.join(MPI_KINDS)}."
         if name == "setup":
             return _setup_problem(value)
-        optional = name in (*OPTIONAL_NAMES, "job_name")
-        if optional and value == "":
+        if name == "exclude":
+            bad = next((node for node in value if not _is_made_of(NAME, node)), None)
+            return None if bad is None else _not_allowed(name, bad, "_.,:+-")
+        if name in (*OPTIONAL_NAMES, "job_name", "container", "scratch") and value == "":
             return None
-        pattern, allowed = (FOLDER, "_./%+=@-") if name == "log_folder" else (NAME, "_.,:+-")
+        pattern, allowed = PATTERNS.get(name, (NAME, "_.,:+-"))
         return None if _is_made_of(pattern, value) else _not_allowed(name, value, allowed)
+
+    @property
+    def n_tasks(self) -> int:
+        """Processes of the job, over all nodes."""
+        return self.nodes * self.tasks_per_node
+
+    @property
+    def cpus_per_node(self) -> int:
+        return self.tasks_per_node * self.cpus_per_task
+
+    @property
+    def node_hours(self) -> float:
+        """At most, if the time limit is used up once."""
+        return self.nodes * self.time_minutes / 60
+
+    @property
+    def gpu_hours(self) -> float:
+        """At most, if the time limit is used up once."""
+        return self.nodes * self.gpus_per_node * self.time_minutes / 60
 
 
 def _setup_problem(lines: Any) -> str | None:

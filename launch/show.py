@@ -15,6 +15,7 @@ from hpc_cg.files import read_json
 from hpc_cg.stages.molecules import FAULTS, QUARANTINE, Place, molecules_of
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study
+from launch.lineage import lineage
 from launch.plain import plain
 from launch.words import figure
 
@@ -123,6 +124,7 @@ def product_lines(study: Study, stage: str) -> Iterator[str]:
         yield f"  {title}:"
         for key, value in content.items():
             yield f"    {key}: {json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value}"
+    yield from lineage(study, stage)
     if stage == "prepare" and found == State.SEALED:
         yield "  molecules:"
         for molecule in molecules_of(study.tables["prepare"]):

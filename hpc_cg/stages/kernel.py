@@ -109,6 +109,11 @@ def lay_out(study: "Study") -> None:
         layout.create(study.folder("kernel") / layout.STORE, spec)
 
 
+def n_items(study: "Study") -> int:
+    """How many shards there are to label."""
+    return len(_shards(study))
+
+
 def pending(study: "Study") -> tuple[int, ...]:
     """The shards that lack labels, counted through the molecules; none where draws are not stored."""
     from hpc_cg.store import layout, writer
@@ -242,5 +247,5 @@ def done(study: "Study", items: Sequence[int] | None = None) -> tuple[int, int, 
     """Shards labelled, of how many; of all, or of some. None where draws are not stored."""
     if study.tables["kernel"].draws != "stored":
         return None
-    wanted = set(range(len(_shards(study)))) if items is None else set(items)
+    wanted = set(range(n_items(study))) if items is None else set(items)
     return len(wanted - set(pending(study))), len(wanted), "shards labelled"

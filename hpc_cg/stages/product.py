@@ -40,6 +40,9 @@ UNSEALED = {INTENT, RUNNING, SEALED, STOP}
 SELF_CHECKED = "store.zarr"
 """The store keeps checksums of its own, in the commit records: it is not hashed a second time."""
 
+MAKERS = "makers"
+"""Folder of who did which part, where several did."""
+
 JOB, ATTEMPT = "HPC_CG_JOB", "HPC_CG_ATTEMPT"
 """Variables that name the job and count its earlier attempts, where that is not Slurm's."""
 
@@ -140,7 +143,7 @@ def begin(
     Raises FolderBusy where another run works here, FolderNotWritable, DiskFull.
     """
     with explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         _claim(folder, gone)
         try:
             _make_ready(folder, {"fingerprint": fingerprint, "inputs": inputs}, lay_out)
@@ -165,7 +168,7 @@ def join(
     intent = {"fingerprint": fingerprint, "inputs": inputs}
     deadline = time.monotonic() + JOIN_PATIENCE_S
     with explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         while not _is_meant_for(folder, intent):
             try:
                 _claim(folder, gone)
@@ -181,6 +184,13 @@ def join(
         _claim(folder, gone, part)
 
 
+def _make_folder(folder: Path) -> None:
+    """A stage's folder in a run folder; where that is new, it is its user's alone."""
+    folder.parent.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+
+
 def _make_ready(folder: Path, intent: dict[str, Any], lay_out: Callable[[], None]) -> None:
     """For the one who holds the folder."""
     sweep_partial(folder)
@@ -191,6 +201,11 @@ def _make_ready(folder: Path, intent: dict[str, Any], lay_out: Callable[[], None
     lay_out()
     if not _is_meant_for(folder, intent):
         write_json(folder / INTENT, intent)
+
+
+def may_continue(folder: Path, fingerprint: str, inputs: dict[str, str]) -> bool:
+    """Whether what lies half done in a folder was begun for this, so that it counts."""
+    return _is_meant_for(folder, {"fingerprint": fingerprint, "inputs": inputs})
 
 
 def _is_meant_for(folder: Path, intent: dict[str, Any]) -> bool:
@@ -211,18 +226,25 @@ def seal(
 
     made_by   more to say of who made it, beside the time, the host, the job with its attempt, and the versions
     """
-    made = {
-        "when": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "job": _me().job,
-        "attempt": int(_me().attempt or 0) + 1,
-        "versions": _versions(),
-    } | dict(made_by or {})
+    parts = [read_json(path) for path in sorted((folder / MAKERS).glob("*.json"))]
+    made = maker() | {"python": platform.python_version(), "versions": _versions()} | dict(made_by or {})
+    made |= {"parts": parts} if parts else {}
     value = Seal(stage, fingerprint, inputs, content, manifest_of(folder), settings, summary, made)
     write_json(folder / SEALED, vars(value))
     release(folder)
     return value
+
+
+def maker() -> dict[str, Any]:
+    """Who makes something now: when, on which host, in which job and which attempt of it."""
+    me = _me()
+    when = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return {"when": when, "host": me.host, "job": me.job, "attempt": int(me.attempt or 0) + 1}
+
+
+def sign(folder: Path, part: str) -> None:
+    """Leave word of who did a part of the work, for the seal."""
+    write_json(folder / MAKERS / f"{part}.json", maker() | {"part": part})
 
 
 @contextmanager
@@ -270,7 +292,11 @@ def _moved_aside(folder: Path) -> Path:
 
 def release(folder: Path, part: str = "") -> None:
     """Give the folder, or a part of its work, free for the next run, if it is this process that works there."""
-    path = _claim_path(folder, part)
+    release_claim(_claim_path(folder, part))
+
+
+def release_claim(path: Path) -> None:
+    """Take back what ``claim`` wrote, if it is this process's."""
     found = _read_owner(path)
     if found is not None and found.is_me:
         path.unlink(missing_ok=True)
@@ -348,7 +374,13 @@ def owner(folder: Path) -> Owner | None:
 def owners(folder: Path) -> tuple[Owner, ...]:
     """All who work in a folder now."""
     paths = [folder / RUNNING, *sorted(folder.glob(f"{RUNNING}-*"))]
-    return tuple(found for path in paths if (found := _read_owner(path)) is not None and not found.gone)
+    return tuple(found for path in paths if (found := claimed_by(path)) is not None)
+
+
+def claimed_by(path: Path) -> Owner | None:
+    """Who holds a claim, if anybody alive does."""
+    found = _read_owner(path)
+    return None if found is None or found.gone else found
 
 
 def _me() -> Owner:
@@ -367,22 +399,7 @@ def _claim(folder: Path, gone: Gone | None = None, part: str = "") -> None:
     It appears with its content, by a link, so no rival can misread it. Whoever holds the folder excludes those who do
     parts, and the other way round: each writes first and then looks, so that of two at least one sees the other.
     """
-    path = _claim_path(folder, part)
-    mine = folder / f".{RUNNING}.{uuid.uuid4().hex[:8]}"
-    mine.write_text(json.dumps(asdict(_me())), encoding="utf-8")
-    try:
-        for _ in range(5):
-            try:
-                os.link(mine, path)
-                break
-            except FileExistsError:
-                found = _read_owner(path)
-                _refuse_if_alive(folder, path, found, gone)
-                _take_away(path, found)
-        else:
-            raise FolderBusy(f"working in {folder}", "other runs that start at the same moment", "run again later")
-    finally:
-        mine.unlink(missing_ok=True)
+    claim(folder, _claim_path(folder, part).name, gone)
     try:
         for other in [folder / RUNNING] if part else sorted(folder.glob(f"{RUNNING}-*")):
             if other.exists():
@@ -392,6 +409,25 @@ def _claim(folder: Path, gone: Gone | None = None, part: str = "") -> None:
     except FolderBusy:
         release(folder, part)
         raise
+
+
+def claim(folder: Path, name: str, gone: Gone | None = None) -> None:
+    """Write who this is into the file ``name`` of a folder, unless somebody alive has; raises FolderBusy."""
+    path = folder / name
+    mine = folder / f".{name}.{uuid.uuid4().hex[:8]}"
+    mine.write_text(json.dumps(asdict(_me())), encoding="utf-8")
+    try:
+        for _ in range(5):
+            try:
+                os.link(mine, path)
+                return
+            except FileExistsError:
+                found = _read_owner(path)
+                _refuse_if_alive(folder, path, found, gone)
+                _take_away(path, found)
+    finally:
+        mine.unlink(missing_ok=True)
+    raise FolderBusy(f"working in {folder}", "other runs that start at the same moment", "run again later")
 
 
 def _refuse_if_alive(folder: Path, path: Path, found: Owner | None, gone: Gone | None) -> None:

@@ -126,6 +126,11 @@ def lay_out(study: "Study") -> None:
     _temperature(study)
 
 
+def n_items(study: "Study") -> int:
+    """How many groups there are to simulate."""
+    return len(study.tables["simulate"].groups)
+
+
 def pending(study: "Study") -> tuple[int, ...]:
     """The groups that lack blocks."""
     config: SimulateConfig = study.tables["simulate"]

@@ -28,7 +28,8 @@ FORMAT = 2
 """Raised when a product of an older version must not be taken for one of this."""
 
 ARRAYS = ("kernel", "simulate")
-"""Stages whose items may be done by processes that never meet: ``lay_out``, ``pending``, ``work_on``, ``gather``."""
+"""Stages whose items may be done by processes that never meet: ``n_items``, ``pending``, ``lay_out``, ``work_on``,
+``gather``."""
 
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "reference": (),

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from hpc_cg.errors import ConfigError
+from jobs.task import GATHER
 from launch.resources import Resources
-from launch.templates import DEFAULTS, STUDY_ARGUMENT, sbatch_text, write_templates
+from launch.templates import DEFAULTS, STUDY_ARGUMENT, Extras, sbatch_text, write_templates
 
 COMMITTED = Path(__file__).parents[2] / "slurm_templates"
 FULL = Resources(
@@ -45,10 +46,10 @@ def test_each_field_has_one_line():
         "account=acc",
         "qos=long",
         "constraint=a100",
-        "output=logs/%x-%j.out",
-        "error=logs/%x-%j.err",
+        'output="logs/%x-%j.log"',
         "open-mode=append",
         "requeue",
+        "signal=USR2@120",
     ]
 
 
@@ -58,18 +59,62 @@ def test_what_is_not_asked_for_has_no_line():
     assert "set +u" not in text
 
 
-def test_the_job_ends_in_one_srun_line_after_the_setup():
-    text = sbatch_text("prepare", FULL, "a study.toml")
-    lines = text.splitlines()
-    assert lines[-1] == ("srun --cpus-per-task=5 --kill-on-bad-exit=1 --mpi=pmix python -m jobs prepare 'a study.toml'")
-    assert text.count("srun") == 1
-    assert lines.index("set -euo pipefail") < lines.index("module load python") < len(lines) - 1
+def test_one_srun_line_after_the_setup_and_then_the_judgement():
+    lines = sbatch_text("prepare", FULL, "a study.toml").splitlines()
+    srun = "srun --cpus-per-task=5 --kill-on-bad-exit=1 --mpi=pmix python -m jobs prepare 'a study.toml' || code=$?"
+    judge = "python -m jobs.after prepare 'a study.toml' --code \"$code\" --max-attempts 20 --log \"logs/night-$job.log\""
+    assert lines[lines.index(srun) + 1] == judge
+    assert sum(line.startswith("srun") for line in lines) == 1
+    assert lines.index("set -uo pipefail") < lines.index("module load python || exit 1") < lines.index(srun)
+    assert lines[-1] == 'exit "$code"'
 
 
-def test_training_is_told_before_its_time_is_over():
+def test_stages_of_many_items_are_told_before_their_time_is_over():
     assert "signal=USR2@120" in directives(sbatch_text("train", FULL, "s.toml"))
-    assert "signal=USR2@12" in directives(sbatch_text("train", Resources(time_minutes=2), "s.toml"))
-    assert "signal" not in sbatch_text("prepare", FULL, "s.toml")
+    assert "signal=USR2@12" in directives(sbatch_text("prepare", Resources(time_minutes=2), "s.toml"))
+    assert "signal" not in sbatch_text("report", FULL, "s.toml")
+    assert "signal" not in sbatch_text("simulate", FULL, "s.toml", Extras(part=GATHER))
+
+
+def test_an_array_has_a_part_for_each_element_and_a_throttle():
+    text = sbatch_text("simulate", FULL, "s.toml", Extras(parts=("0-1", "2", "5/9"), at_once=2))
+    assert "array=0-2%2" in directives(text)
+    assert "array=0-2" in directives(sbatch_text("simulate", FULL, "s.toml", Extras(parts=("0", "1", "2"), at_once=3)))
+    assert "parts=(0-1 2 5/9)" in text.splitlines()
+    assert text.count('--part "${parts[$SLURM_ARRAY_TASK_ID]}"') == 2
+    assert 'output="logs/%x-%A_%a.log"' in directives(text)
+    assert "job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" in text
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (75, True), (137, False)])
+def test_only_a_job_that_stopped_at_a_safe_place_goes_back_into_the_queue(tmp_path, code, requeued):
+    """The script itself, with stand-ins for srun, python and scontrol that write down how they were called."""
+    said = tmp_path / "said"
+    bodies = {
+        "srun": f"exit {code}",
+        "python": f'echo "judged $*" >> {said}; exit {code}',
+        "scontrol": f'echo "$*" >> {said}; exit 1',
+    }
+    for name, body in bodies.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    text = sbatch_text("train", Resources(log_folder=str(tmp_path)), "s.toml")
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
+    done = subprocess.run(["bash"], input=text, text=True, env=environ, capture_output=True)
+    lines = said.read_text().splitlines()
+    assert done.returncode == code, done.stderr
+    assert f"--code {code} " in lines[0]
+    assert lines[1:] == (["requeue 7"] if requeued else [])
+
+
+def test_a_scratch_folder_of_the_node_is_made_and_named():
+    text = sbatch_text("train", Resources(scratch="/local/$USER/$SLURM_JOB_ID"), "s.toml")
+    assert 'export TMPDIR="/local/$USER/$SLURM_JOB_ID"' in text
+
+
+def test_a_container_stands_before_both_pythons():
+    text = sbatch_text("train", Resources(container="apptainer exec --nv /i.sif", python="/opt/my py/python"), "s.toml")
+    assert text.count("apptainer exec --nv /i.sif '/opt/my py/python' -m jobs") == 2
 
 
 @pytest.mark.parametrize("stage", DEFAULTS)
@@ -85,10 +130,12 @@ def test_a_path_that_no_line_can_hold_is_refused(study):
 
 
 def test_a_hostile_path_stays_one_word():
-    text = sbatch_text("prepare", Resources(), "$(touch x); a'b.toml")
-    command = text.splitlines()[-1].replace("srun", "printf '%s\\n'", 1)
-    shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
-    assert shown.splitlines()[-1] == "$(touch x); a'b.toml"
+    lines = sbatch_text("prepare", Resources(), "$(touch x); a'b.toml").splitlines()
+    for first in ("srun", "python"):
+        (line,) = [line for line in lines if line.startswith(f"{first} ")]
+        command = "code=0 job=1; printf '%s\\n' " + line.partition(" || ")[0]
+        shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
+        assert "$(touch x); a'b.toml" in shown.splitlines()
 
 
 def test_an_unknown_stage_is_refused():

@@ -133,19 +133,22 @@ def test_slurm_accepts_the_committed_scripts(slurm, stage):
     assert "to start at" in done.stderr
 
 
-def test_a_batch_script_runs_its_srun_line_on_every_task_and_names_its_logs(slurm, tmp_path):
-    python = tmp_path / "bin" / "python"
+def test_a_batch_script_runs_its_srun_line_on_every_task_and_names_its_log(slurm, tmp_path):
+    python, logs = tmp_path / "bin" / "python", tmp_path / "my logs"
     python.parent.mkdir()
+    logs.mkdir()
     python.write_text('#!/bin/sh\necho "$SLURM_PROCID: $*"\n')
     python.chmod(0o755)
-    ask = Resources(nodes=2, tasks_per_node=2, mem_gb=1, time_minutes=2, log_folder=str(tmp_path), job_name="try")
+    ask = Resources(nodes=2, tasks_per_node=2, mem_gb=1, time_minutes=2, log_folder=str(logs), job_name="try")
     script = tmp_path / "prepare.sbatch"
     script.write_text(sbatch_text("prepare", ask, "my study.toml"))
     here = slurm | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
     job = run(here, "sbatch", "--wait", "--parsable", str(script)).stdout.strip()
-    lines = sorted((tmp_path / f"try-{job}.out").read_text().splitlines())
-    assert lines == [f"{rank}: -m jobs prepare my study.toml" for rank in range(4)]
-    assert (tmp_path / f"try-{job}.err").read_text() == ""
+    log = logs / f"try-{job}.log"
+    first, *tasks, judged = log.read_text().splitlines()
+    assert first.startswith(f"=== hpc-cg prepare: job {job}, attempt 1, ") and first.endswith(" on node[1-2]")
+    assert sorted(tasks) == [f"{rank}: -m jobs prepare my study.toml" for rank in range(4)]
+    assert judged.endswith(f": -m jobs.after prepare my study.toml --code 0 --max-attempts 20 --log {log}")
     shown = run(slurm, "scontrol", "show", "job", job).stdout
     assert "Requeue=1" in shown
     assert "TimeLimit=00:02:00" in shown

@@ -1,0 +1,133 @@
+"""Where jobs go: a Slurm, or this machine alone. Both take the same chain and tell of their jobs in the same words."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from hpc_cg.errors import ConfigError
+from hpc_cg.files import digest
+from hpc_cg.stages.study import Study
+from jobs.outcome import FOLDER
+from jobs.task import GATHER, Task
+from launch import ledger, slurm
+from launch.plan import Job
+from launch.resources import Resources
+from launch.slurm import Queued
+from launch.templates import Extras, sbatch_text
+from launch.transport import Sbatch, run_words
+
+KINDS = ("slurm", "local")
+
+
+class Cluster(Protocol):
+    """What takes jobs and tells of them."""
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        ...
+
+    def queue(self) -> tuple[Queued, ...]:
+        """This run folder's jobs that the scheduler knows of; one question. Raises SchedulerFailed."""
+        ...
+
+    def ended(self, labels: Sequence[str]) -> Mapping[str, Queued] | None:
+        """How jobs that have left the queue ended, as far as is known; None where nobody keeps accounts."""
+        ...
+
+    def submit(self, study: Study, job: Job, tasks: Sequence[Task], after: Sequence[str]) -> str:
+        """Send a job that starts when others have ended well; its number. Raises SchedulerFailed."""
+        ...
+
+    def cancel(self, labels: Sequence[str]) -> None:
+        """End jobs, or elements of arrays."""
+        ...
+
+    def started(self) -> None:
+        """Called when a whole chain was submitted."""
+        ...
+
+
+def mark_of(run_folder: Path) -> str:
+    """By which this run folder's jobs are recognised in a queue."""
+    return f"hpc-cg:{digest(str(run_folder))[:10]}"
+
+
+def script_of(study: Study, job: Job) -> str:
+    """The batch script of a job; the same words whether it is shown or sent."""
+    run_folder = study.run_folder
+    python = " ".join(filter(None, [job.resources.container, job.resources.python]))
+    payloads = run_folder / FOLDER / "payloads"
+    return sbatch_text(
+        job.stage,
+        named(study, job),
+        str(study.path),
+        Extras(
+            part=job.part,
+            parts=job.parts,
+            at_once=job.at_once,
+            comment=f"{mark_of(run_folder)}:{job.stage}:{job.part}",
+            run=run_words(python, payloads),
+            before=("export SUBMITIT_EXECUTOR=slurm", guard(payloads)),
+        ),
+    )
+
+
+def named(study: Study, job: Job) -> Resources:
+    """The resources of a job with its name and the folder of its logs."""
+    suffix = f"-{job.part}" if job.part == GATHER else ""
+    name = f"{job.stage}{suffix}.{study.study.name}"[:100]
+    return replace(job.resources, job_name=name, log_folder=str(study.run_folder / "logs"))
+
+
+def guard(folder: Path) -> str:
+    """A shell line that ends a script whose folder of payloads is not its user's alone: what lies there is run."""
+    place = shlex.quote(str(folder))
+    return (
+        f'[ "$(stat -c %u:%a {place})" = "$(id -u):700" ] || '
+        f'{{ echo "hpc-cg: nothing is run from "{place}", which is not yours alone (mode 700)" >&2; exit 1; }}'
+    )
+
+
+class SlurmCluster:
+    """A Slurm, through its own programs and submitit."""
+
+    kind = "slurm"
+
+    def __init__(self, run_folder: Path, accounting: bool = True, patience_s: float = slurm.PATIENCE_S):
+        self.run_folder, self.accounting, self.patience_s = run_folder, accounting, patience_s
+
+    def queue(self) -> tuple[Queued, ...]:
+        mark = f"{mark_of(self.run_folder)}:"
+        return tuple(job for job in slurm.queue(self.patience_s) if job.comment.startswith(mark))
+
+    def ended(self, labels: Sequence[str]) -> Mapping[str, Queued] | None:
+        if not self.accounting:
+            return None
+        jobs = sorted({label.partition("_")[0] for label in labels}, key=int)
+        return {job.label: job for job in slurm.accounts(jobs, self.patience_s)}
+
+    def submit(self, study: Study, job: Job, tasks: Sequence[Task], after: Sequence[str]) -> str:
+        words = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+        folder = ledger.payloads(self.run_folder)
+        executor = Sbatch(folder, script_of(study, job), words, job.resources.n_tasks, self.patience_s)
+        return executor.send(tasks)
+
+    def cancel(self, labels: Sequence[str]) -> None:
+        slurm.cancel(labels, self.patience_s)
+
+    def started(self) -> None:
+        pass
+
+
+def cluster_of(kind: str, run_folder: Path, accounting: bool) -> Cluster:
+    """The cluster of a kind; raises ConfigError for a kind that there is not."""
+    if kind == "slurm":
+        return SlurmCluster(run_folder, accounting)
+    if kind == "local":
+        from launch.local_cluster import LocalCluster
+
+        return LocalCluster(run_folder)
+    raise ConfigError("hpc-cg --cluster", [f"{kind} is no kind of cluster. Known: {', '.join(KINDS)}."])

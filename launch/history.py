@@ -1,0 +1,180 @@
+"""What became of jobs that are in the queue no more, and what it teaches for the next time.
+
+Three witnesses, the nearest first: the word that a script left itself (jobs.outcome), the scheduler, which remembers a
+job for some minutes (squeue) or, where accounts are kept, for good (sacct), and the job's log.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_cg.errors import ConfigError, SchedulerFailed
+from hpc_cg.stages.study import Study
+from jobs.after import last_words
+from jobs.nodelist import expand_nodelist
+from jobs.outcome import Attempt
+from launch.cluster import Cluster
+from launch.ledger import Submission, Submitted
+from launch.plan import ELEMENT, Lesson
+from launch.site import Partition, Site
+from launch.slurm import Queued
+
+MEMORY, UNKNOWN = "memory", "unknown"
+OUT_OF_MEMORY = ("oom-kill", "oom_kill", "Out Of Memory", "out-of-memory", "exceeded memory limit", "MemoryError")
+ENDED_WELL = ("COMPLETED",)
+WORDS = {
+    "TIMEOUT": "its time limit came before it could stop",
+    "PREEMPTED": "it was preempted",
+    "CANCELLED": "it was cancelled",
+    "NODE_FAIL": "its node failed",
+    "OUT_OF_MEMORY": "it ran out of memory",
+    "DEADLINE": "its deadline passed before it began",
+    "BOOT_FAIL": "its node did not start",
+    "FAILED": "it failed",
+}
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job that is not in the queue ended.
+
+    label    its number, or that of an element
+    state    the scheduler's word; "" where nobody knows
+    cause    "memory", "node", "failed", "unknown", "" where it went well or never began
+    why      a sentence or more, for the user
+    nodes    that failed
+    """
+
+    label: str
+    state: str
+    cause: str
+    why: str
+    nodes: tuple[str, ...] = ()
+
+
+def end_of(label: str, row: Queued | None, attempts: Sequence[Attempt], log: Path | None) -> End:
+    """Put together what the witnesses say of a job that has ended."""
+    last = attempts[-1] if attempts else None
+    state = "" if row is None else row.state
+    if last is not None and last.verdict == "done" and state in ("", *ENDED_WELL):
+        return End(label, state or "COMPLETED", "", "")
+    if last is None and (state in ENDED_WELL or (row is not None and state == "CANCELLED" and row.never_ran)):
+        return End(label, state, "", "")
+    if state == "OUT_OF_MEMORY" or (state in ("", "FAILED", "CANCELLED") and _ran_out(last, log)):
+        return End(label, state, MEMORY, WORDS["OUT_OF_MEMORY"])
+    if state == "NODE_FAIL":
+        failed = tuple(expand_nodelist(row.failed_node or row.nodes)) if row and (row.failed_node or row.nodes) else ()
+        failed = failed if len(failed) == 1 or (row and row.failed_node) else ()  # of several, it is not known which
+        return End(label, state, "node", f"{WORDS[state]} ({', '.join(failed) or 'not known which'})", failed)
+    said = last.why if last is not None and last.verdict in ("failed", "stopped") else ""
+    if said and state in ("", "FAILED", "COMPLETED"):
+        return End(label, state, "failed", said)
+    if state:
+        spoken = WORDS.get(state, f"it ended as {state}")
+        more = last_words(log) if state == "FAILED" else ""
+        return End(label, state, "failed", f"{spoken}: {more}" if more else spoken)
+    if last is not None and last.verdict == "again":
+        return End(label, "", "failed", "it was to go on, and is in the queue no more")
+    return End(label, "", UNKNOWN, "how it ended is not known")
+
+
+def _ran_out(last: Attempt | None, log: Path | None) -> bool:
+    text = f"{'' if last is None else last.why}\n{tail_of(log)}"
+    return any(word in text for word in OUT_OF_MEMORY)
+
+
+def tail_of(log: Path | None, n_bytes: int = 4096) -> str:
+    """The last words of a log as they stand there; empty where there is none."""
+    if log is None:
+        return ""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - n_bytes))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def log_of(run_folder: Path, job: Submitted, label: str) -> Path:
+    """Where a job, or an element of an array, writes its log."""
+    return run_folder / "logs" / f"{job.resources['job_name']}-{label}.log"
+
+
+def latest(known: Sequence[Submission], stage: str) -> tuple[Submitted, ...]:
+    """The jobs of a stage in the newest submission that had some."""
+    for submission in reversed(known):
+        found = tuple(job for job in submission.jobs if job.stage == stage)
+        if found:
+            return found
+    return ()
+
+
+def ends(
+    run_folder: Path,
+    jobs: Sequence[Submitted],
+    rows: Mapping[str, Queued],
+    left: Mapping[str, tuple[Attempt, ...]],
+) -> tuple[End, ...]:
+    """How the elements of some jobs ended; those in the queue are left out."""
+    found = []
+    for job in jobs:
+        for label in job.labels:
+            row = rows.get(label)
+            if row is None or not row.active:
+                found.append(end_of(label, row, left.get(label, ()), log_of(run_folder, job, label)))
+    return tuple(found)
+
+
+def lessons_of(
+    study: Study,
+    wanted: Sequence[str],
+    site: Site,
+    known: Sequence[Submission],
+    left: Mapping[str, tuple[Attempt, ...]],
+    queue: Sequence[Queued],
+    cluster: Cluster,
+) -> dict[str, Lesson]:
+    """What the newest jobs of each stage teach for submitting it again.
+
+    Raises ConfigError where more memory is needed than the partition has.
+    """
+    jobs = {stage: latest(known, stage) for stage in wanted}
+    rows = {job.label: job for job in queue}
+    unseen = [label for found in jobs.values() for job in found for label in job.labels if label not in rows]
+    if unseen:
+        with suppress(SchedulerFailed):  # without accounts, logs and what scripts said of themselves are left
+            rows = {**(cluster.ended(unseen) or {}), **rows}
+    found = {}
+    for stage, of_stage in jobs.items():
+        lesson = _lesson(site, stage, of_stage, ends(study.run_folder, of_stage, rows, left))
+        if lesson is not None:
+            found[stage] = lesson
+    return found
+
+
+def _lesson(site: Site, stage: str, jobs: Sequence[Submitted], found: Sequence[End]) -> Lesson | None:
+    """More memory, doubled, where some job ran out of it; and the nodes that failed."""
+    nodes = tuple(sorted({node for end in found if end.cause == "node" for node in end.nodes}))
+    hungry = [end for end in found if end.cause == MEMORY]
+    asked = max((int(job.resources["mem_gb"]) for job in jobs if job.part != "gather"), default=0)
+    # what an earlier lesson raised stays raised
+    plain = site.resources(stage, ELEMENT if any(job.parts for job in jobs) else "").mem_gb
+    memory = asked if asked > plain else 0
+    why = []
+    if hungry:
+        partition = site.partitions.get(str(jobs[0].resources["partition"]), Partition())
+        limit = partition.mem_gb_per_node
+        memory = min(2 * asked, limit) if limit else 2 * asked
+        if memory <= asked:
+            raise ConfigError(
+                site.file,
+                [
+                    f"{stage} ran out of {asked} GB (job {hungry[0].label}), and its partition has no more. "
+                    "Name another partition in [stages], or make its parts smaller."
+                ],
+            )
+        why.append(f"ran out of {asked} GB (job {hungry[0].label}), so it asks for {memory}")
+    if nodes:
+        why.append(f"keeps away from {', '.join(nodes)}, which failed")
+    return Lesson(memory, nodes, "; ".join(why)) if memory or nodes else None

@@ -1,0 +1,318 @@
+"""The same chain on this machine, without Slurm: a queue in files, and one runner that works it off in the background.
+
+Jobs wait for one another, elements of an array run side by side as far as the cores reach, and a job that stopped at a
+safe place goes on. What a job runs is what a batch script runs, ``python -m jobs`` and then ``python -m jobs.after``,
+under mpiexec where it has several tasks. The runner belongs to no terminal, so a closed one does not end it.
+
+    <run>/jobs/local/<number>.json   a job: its command, cores, the jobs that it waits for
+    <run>/jobs/local/<label>.state   how it stands: state, attempt, times; written by the runner
+    <run>/jobs/local/CANCEL-<label>  asks the runner to end it
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from hpc_cg.errors import DamagedProduct, FolderBusy, MissingInput
+from hpc_cg.files import own_folder, read_json, write_json, write_text
+from hpc_cg.stages import product
+from hpc_cg.stages.product import ATTEMPT, JOB
+from hpc_cg.stages.study import Study
+from jobs.outcome import FOLDER
+from jobs.task import Task
+from launch.cluster import mark_of, named
+from launch.local import PARTIAL, find_mpiexec
+from launch.plan import Job
+from launch.slurm import Queued
+
+POLL_S = 0.2
+END_PATIENCE_S = 30.0
+WAITING, RUNS, DONE, FAILED, CANCELLED = "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"
+RUNNER = "RUNNER"
+SINGLE = ("aggregate", "report")
+
+
+@dataclass(frozen=True)
+class LocalJob:
+    """A job, or an element of an array, in the queue of this machine.
+
+    label   its number, with the element's
+    work    words of the command that does it; ``judge`` those of what is said afterwards, without the code
+    tasks   processes, started by mpiexec where there are several
+    cores   that it takes
+    after   numbers of jobs that must have ended well
+    """
+
+    label: str
+    work: tuple[str, ...]
+    judge: tuple[str, ...]
+    tasks: int
+    cores: int
+    after: tuple[str, ...]
+    log: str
+    comment: str
+    limit_s: int
+
+
+@dataclass
+class Standing:
+    """How a job stands; kept in a file, so that whoever looks can read it."""
+
+    state: str = WAITING
+    attempt: int = 0
+    began: float = 0.0
+    ended: float = 0.0
+    pid: int = 0
+    reason: str = ""
+
+
+class LocalCluster:
+    """This machine as a cluster of one node."""
+
+    kind = "local"
+
+    def __init__(self, run_folder: Path, n_cores: int = 0):
+        self.run_folder = run_folder
+        self.n_cores = n_cores or len(os.sched_getaffinity(0))
+        self.folder = run_folder / FOLDER / "local"
+
+    def queue(self) -> tuple[Queued, ...]:
+        alive = product.claimed_by(self.folder / RUNNER) is not None
+        found = []
+        for job in read_jobs(self.folder):
+            standing = read_standing(self.folder, job.label)
+            state, reason = standing.state, standing.reason
+            if state in (WAITING, RUNS) and not alive:
+                state, reason = FAILED, "the runner of this machine's queue is no more"
+            number, _, task = job.label.partition("_")
+            now = time.time() if state == RUNS else standing.ended
+            elapsed = time.strftime("%H:%M:%S", time.gmtime(max(0.0, now - standing.began)))
+            node = "this machine" if state == RUNS else ""
+            place = int(task) if task else None
+            found.append(Queued(number, place, state, elapsed, "", node, reason, job.comment))
+        return tuple(found)
+
+    def ended(self, labels: Sequence[str]) -> Mapping[str, Queued] | None:
+        rows = {job.label: job for job in self.queue()}
+        return {label: rows[label] for label in labels if label in rows}
+
+    def submit(self, study: Study, job: Job, tasks: Sequence[Task], after: Sequence[str]) -> str:
+        own_folder(self.folder)
+        numbers = [int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal()]
+        number = str(max(numbers, default=0) + 1)
+        ask, wide = named(study, job), find_mpiexec() is not None and job.stage not in SINGLE
+        count = min(ask.n_tasks, max(1, self.n_cores // ask.cpus_per_task)) if wide and not job.parts else 1
+        cores = min(self.n_cores, count * ask.cpus_per_task)
+        rows = []
+        for place, task in enumerate(tasks):
+            label = f"{number}_{place}" if job.parts else number
+            log = str(Path(ask.log_folder) / f"{ask.job_name}-{label}.log")
+            judged = Task(task.study, task.stage, task.part).words
+            rows.append(
+                LocalJob(
+                    label=label,
+                    work=(sys.executable, "-m", "jobs", *task.words),
+                    judge=(sys.executable, "-m", "jobs.after", *judged, "--max-attempts", str(ask.max_attempts)),
+                    tasks=count,
+                    cores=cores,
+                    after=tuple(after),
+                    log=log,
+                    comment=f"{mark_of(self.run_folder)}:{job.stage}:{job.part}",
+                    limit_s=60 * ask.time_minutes,
+                )
+            )
+        write_json(self.folder / f"{number}.json", [asdict(row) for row in rows])
+        return number
+
+    def cancel(self, labels: Sequence[str]) -> None:
+        for label in labels:
+            write_text(self.folder / f"CANCEL-{label}", "")
+
+    def started(self) -> None:
+        """Let a runner work the queue off, unless one does."""
+        with (self.folder / "runner.log").open("ab") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "launch.local_cluster", str(self.run_folder), str(self.n_cores)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + END_PATIENCE_S
+        while product.claimed_by(self.folder / RUNNER) is None and time.monotonic() < deadline:
+            if not any(
+                read_standing(self.folder, job.label).state in (WAITING, RUNS) for job in read_jobs(self.folder)
+            ):
+                return
+            time.sleep(0.05)
+
+
+def read_jobs(folder: Path) -> tuple[LocalJob, ...]:
+    """Every job of a queue, in order; elements of arrays each for itself."""
+    numbers = sorted((path for path in folder.glob("*.json") if path.stem.isdecimal()), key=lambda path: int(path.stem))
+    return tuple(_job(row) for path in numbers for row in read_json(path))
+
+
+def _job(row: dict[str, Any]) -> LocalJob:
+    settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    return LocalJob(**settings)
+
+
+def read_standing(folder: Path, label: str) -> Standing:
+    try:
+        return Standing(**read_json(folder / f"{label}.state"))
+    except (MissingInput, DamagedProduct, TypeError):
+        return Standing()
+
+
+@dataclass
+class Running:
+    """A job that runs now."""
+
+    job: LocalJob
+    process: subprocess.Popen
+    log: IO[bytes]
+    cancelled: bool = False
+    asked: float = field(default=0.0)
+
+
+class Runner:
+    """Works a queue off, job by job, as the cores allow."""
+
+    def __init__(self, run_folder: Path, n_cores: int):
+        self.folder, self.run_folder, self.n_cores = run_folder / FOLDER / "local", run_folder, n_cores
+        self.running: dict[str, Running] = {}
+
+    def work_off(self) -> None:
+        """Until nothing is left that could run."""
+        for job in read_jobs(self.folder):  # of a runner that is no more
+            standing = read_standing(self.folder, job.label)
+            if standing.state == RUNS:
+                self._stands(job.label, Standing(WAITING, standing.attempt + 1))
+        while True:
+            jobs = read_jobs(self.folder)
+            standings = {job.label: read_standing(self.folder, job.label) for job in jobs}
+            self._look_after_running()
+            waiting = [job for job in jobs if standings[job.label].state == WAITING and job.label not in self.running]
+            for job in waiting:
+                self._start_if_possible(job, standings)
+            if not waiting and not self.running:
+                return
+            time.sleep(POLL_S)
+
+    def _start_if_possible(self, job: LocalJob, standings: Mapping[str, Standing]) -> None:
+        before = [standing for label, standing in standings.items() if label.partition("_")[0] in job.after]
+        if self._is_cancelled(job.label):
+            self._stands(job.label, Standing(CANCELLED, standings[job.label].attempt, ended=time.time()))
+        elif any(standing.state in (FAILED, CANCELLED) for standing in before):
+            self._stands(job.label, Standing(CANCELLED, reason="DependencyNeverSatisfied", ended=time.time()))
+        elif any(standing.state != DONE for standing in before):
+            self._stands_if_new(job.label, standings[job.label], "Dependency")
+        elif sum(one.job.cores for one in self.running.values()) + job.cores > self.n_cores:
+            self._stands_if_new(job.label, standings[job.label], "Resources")
+        else:
+            self._start(job, standings[job.label])
+
+    def _stands_if_new(self, label: str, standing: Standing, reason: str) -> None:
+        if standing.reason != reason:
+            standing.reason = reason
+            self._stands(label, standing)
+
+    def _start(self, job: LocalJob, standing: Standing) -> None:
+        log = Path(job.log).open("ab")  # noqa: SIM115  # closed when the job has ended
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        log.write(f"=== hpc-cg job {job.label}, attempt {standing.attempt + 1}, {when}, on this machine\n".encode())
+        log.flush()
+        mpiexec = find_mpiexec()
+        launcher = [mpiexec, "-n", str(job.tasks)] if mpiexec and job.tasks > 1 else []
+        process = subprocess.Popen(
+            [*launcher, *job.work],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=self._environment(job, standing.attempt) | {"HPC_CG_END_TIME": str(time.time() + job.limit_s)},
+            start_new_session=True,
+        )
+        self.running[job.label] = Running(job, process, log)
+        self._stands(job.label, Standing(RUNS, standing.attempt, time.time(), pid=process.pid))
+
+    def _environment(self, job: LocalJob, attempt: int) -> dict[str, str]:
+        threads = str(max(1, job.cores // job.tasks))
+        count = {name: os.environ.get(name) or threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        port = {"MASTER_PORT": str(15000 + (os.getpid() + 7 * attempt) % 10000)}
+        names = {JOB: job.label, ATTEMPT: str(attempt), "UCX_LOG_LEVEL": "error", "PYTHONUNBUFFERED": "1"}
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        return outside | port | count | names
+
+    def _look_after_running(self) -> None:
+        for label, one in list(self.running.items()):
+            if one.process.poll() is not None:
+                del self.running[label]
+                self._ended(one)
+            elif one.cancelled:
+                if time.monotonic() > one.asked:
+                    _signal(one.process, signal.SIGKILL)
+            elif self._is_cancelled(label):
+                one.cancelled, one.asked = True, time.monotonic() + END_PATIENCE_S
+                _signal(one.process, signal.SIGTERM)
+
+    def _ended(self, one: Running) -> None:
+        standing = read_standing(self.folder, one.job.label)
+        _signal(one.process, signal.SIGKILL)  # whoever of its processes is left
+        code = one.process.returncode if one.process.returncode >= 0 else 128 - one.process.returncode
+        if not one.cancelled:
+            words = [*one.job.judge, "--code", str(code), "--log", one.job.log]
+            judged = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=one.log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(one.job, standing.attempt),
+                check=False,
+            )
+            code = judged.returncode
+        one.log.close()
+        now = time.time()
+        if one.cancelled:
+            self._stands(one.job.label, Standing(CANCELLED, standing.attempt, standing.began, now))
+        elif code == PARTIAL:
+            self._stands(one.job.label, Standing(WAITING, standing.attempt + 1, reason="BeginTime"))
+        else:
+            self._stands(one.job.label, Standing(FAILED if code else DONE, standing.attempt, standing.began, now))
+
+    def _is_cancelled(self, label: str) -> bool:
+        return any((self.folder / f"CANCEL-{name}").exists() for name in (label, label.partition("_")[0]))
+
+    def _stands(self, label: str, standing: Standing) -> None:
+        write_json(self.folder / f"{label}.state", asdict(standing))
+
+
+def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point of the runner: a run folder, and how many cores it may use."""
+    run_folder, n_cores = Path(arguments[0]), int(arguments[1])
+    folder = run_folder / FOLDER / "local"
+    try:
+        product.claim(folder, RUNNER)
+    except FolderBusy:
+        return 0  # another works this queue off, and looks for new jobs by itself
+    try:
+        Runner(run_folder, n_cores).work_off()
+    finally:
+        product.release_claim(folder / RUNNER)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,155 @@
+"""``hpc-cg submit``: what is missing goes to the scheduler as one chain; ``--dry-run`` shows it and touches nothing.
+
+The chain lives on the server: each job waits for those before it (``afterok``), and Slurm removes those that can start
+no more. Submitting again is the way to go on after any end: what is sealed stays, what is queued is waited for, what
+failed is submitted with what was learnt (more memory where that ran out, other nodes where one failed).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+from hpc_cg.errors import AlreadySubmitted, HpcCgError
+from hpc_cg.provenance import code_version
+from hpc_cg.stages.study import Study
+from jobs.outcome import outcomes
+from jobs.task import GATHER, compress
+from launch import ledger
+from launch.cluster import Cluster, script_of
+from launch.history import lessons_of
+from launch.plan import Chain, Job, chain_of
+from launch.site import Site
+from launch.sizes import bytes_of
+from launch.slurm import Queued
+
+Say = Callable[[str], None]
+
+
+def submit(study: Study, wanted: Sequence[str], site: Site, cluster: Cluster, say: Say) -> tuple[ledger.Submitted, ...]:
+    """Submit what is missing of the wanted stages; the jobs that were submitted, none where all is sealed.
+
+    Raises AlreadySubmitted, with the numbers, where all that is missing is in the queue; SchedulerFailed, with what was
+    submitted before; UnsafeFolder; ConfigError of the site's limits; NotSealed.
+    """
+    run_folder = study.run_folder
+    with ledger.submitting(run_folder):
+        live = [job for job in cluster.queue() if job.active]
+        queued = queued_stages(live)
+        known = ledger.submissions(run_folder)
+        lessons = lessons_of(study, wanted, site, known, outcomes(run_folder), live, cluster)
+        for stage, lesson in lessons.items():
+            if lesson.why and stage not in queued:
+                say(f"{stage}: {lesson.why}")
+        chain = chain_of(study, wanted, site, queued, lessons)
+        if not chain.jobs:
+            if chain.queued:
+                raise AlreadySubmitted(
+                    f"submitting {' '.join(wanted)} of {study.path.name}",
+                    f"jobs in the queue: {described(chain.queued)}",
+                    "wait for them (hpc-cg status), or end them with hpc-cg cancel",
+                )
+            return ()
+        return _send(study, chain, cluster, say)
+
+
+def _send(study: Study, chain: Chain, cluster: Cluster, say: Say) -> tuple[ledger.Submitted, ...]:
+    run_folder = study.run_folder
+    copy, _ = str(ledger.keep_study(study)), ledger.logs(run_folder)
+    submission = ledger.begin(study, cluster.kind, code_version())
+    sent: list[str] = []
+    for place, job in enumerate(chain.jobs):
+        after = [*(sent[before] for before in job.after), *job.waits]
+        try:
+            number = cluster.submit(study, job, job.tasks(str(study.path), copy), after)
+        except HpcCgError:
+            done = [f"{one.title} {number}" for one, number in zip(chain.jobs, sent, strict=False)]
+            if done:
+                say(f"submitted before that: {', '.join(done)}; they stay in the queue")
+            cluster.started()
+            raise
+        sent.append(number)
+        row = ledger.Submitted(number, job.stage, job.part, job.parts, asdict(job.resources), tuple(after))
+        submission = submission.with_job(row)
+        ledger.save(run_folder, submission)
+        say(f"{job_line(job, place, chain)}  job {number}")
+    cluster.started()
+    return submission.jobs
+
+
+def queued_stages(live: Sequence[Queued]) -> dict[str, tuple[str, ...]]:
+    """The numbers of the jobs in the queue that seal a stage, by the stage that their mark names.
+
+    Raises AlreadySubmitted where elements of an array are left whose gathering job is gone: some have failed, and only
+    when the others have ended is it known what is missing.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for job in live:
+        if job.task is None:
+            stage = job.comment.split(":")[2]
+            found[stage] = (*found.get(stage, ()), job.job)
+    left = [job for job in live if job.task is not None and job.comment.split(":")[2] not in found]
+    if left:
+        raise AlreadySubmitted(
+            "submitting what is missing",
+            f"{len(left)} jobs of an array in the queue, others of which failed: {live_labels(left)}",
+            "wait until they have ended, or end them with hpc-cg cancel",
+        )
+    return found
+
+
+def described(queued: Mapping[str, tuple[str, ...]]) -> str:
+    return ", ".join(f"{stage} {' '.join(ids)}" for stage, ids in queued.items())
+
+
+def job_line(job: Job, place: int, chain: Chain) -> str:
+    """A job in one line: what, how many, how long, on what."""
+    ask = job.resources
+    count = f"{job.n_elements:,} × " if job.parts else ""
+    tasks = f"{ask.nodes} node{'s' * (ask.nodes > 1)} × {ask.tasks_per_node} task{'s' * (ask.tasks_per_node > 1)}"
+    gpus = f", {ask.gpus_per_node} GPU" if ask.gpus_per_node else ""
+    before = [chain.jobs[one].title for one in job.after] + list(job.waits)
+    waits = f", after {', '.join(dict.fromkeys(before))}" if before else ""
+    return f"{job.title:<18} {count}{tasks}, {ask.mem_gb} GB{gpus}, {ask.time_minutes} min{waits}"
+
+
+def dry_run(study: Study, wanted: Sequence[str], site: Site, kind: str, say: Say, scripts: bool = True) -> Chain:
+    """Tell what ``submit`` would send if nothing were in the queue; asks nobody, writes nothing."""
+    chain = chain_of(study, wanted, site)
+    source = str(site.path) if site.path else "no site.toml: defaults, limits not checked (hpc-cg doctor writes one)"
+    say(f"site: {source}")
+    for stage in chain.sealed:
+        say(f"{stage:<18} sealed: not submitted")
+    for place, job in enumerate(chain.jobs):
+        say(job_line(job, place, chain))
+    for stage, words in bytes_of(study, [job.stage for job in chain.jobs]).items():
+        say(f"{stage:<18} {words}")
+    say(
+        f"in all at most {chain.node_hours:,.1f} node-hours and {chain.gpu_hours:,.1f} GPU-hours: "
+        "every job its whole time limit, once"
+    )
+    if kind == "slurm" and scripts:
+        for place, job in enumerate(chain.jobs):
+            say("")
+            say(f"# --- {command_line(job, place, chain)}")
+            say(script_of(study, job).rstrip("\n"))
+    return chain
+
+
+def command_line(job: Job, place: int, chain: Chain) -> str:
+    """How the script of a job is submitted; jobs that have no number yet by their names."""
+    names = [f"<{chain.jobs[one].title}>" for one in job.after]
+    words = [f"--dependency=afterok:{':'.join(names)}", "--kill-on-invalid-dep=yes"] if names else []
+    return " ".join(["sbatch", *words, f"{place + 1}-{named_file(job)}"])
+
+
+def named_file(job: Job) -> str:
+    return f"{job.stage}{'-gather' if job.part == GATHER else ''}.sbatch"
+
+
+def live_labels(live: Sequence[Queued]) -> str:
+    """Jobs in the queue in few words: numbers, with the elements of arrays."""
+    arrays: dict[str, list[int]] = {}
+    for job in live:
+        arrays.setdefault(job.job, [])
+        if job.task is not None:
+            arrays[job.job].append(job.task)
+    return ", ".join(f"{job}_[{compress(sorted(tasks))}]" if tasks else job for job, tasks in arrays.items())
