@@ -75,7 +75,7 @@ class Queued:
 def ask(words: Sequence[str], patience_s: float = PATIENCE_S) -> str:
     """What a program prints; raises SchedulerFailed where it is not there, fails, or does not end in time."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=patience_s, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=patience_s, check=False)
     except FileNotFoundError as error:
         raise SchedulerFailed(
             f"asking Slurm ({words[0]})", f"no program {words[0]} here", "run this on a login node, or --cluster local"

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Resources] = {
 }
 """What a stage asks for, as one job, where a site says nothing else."""
 
+_FROM_SHELL = re.compile(r"\$(TMPDIR|SLURM_TMPDIR)\b")
 _STUDY = re.compile(r"[^\x00-\x1f\x7f]+")
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -90,6 +91,7 @@ def sbatch_text(stage: str, resources: Resources, study: str, extras: Extras | N
         log_here=f"{resources.log_folder.replace('%x', job_name)}/{job_name}-$job.log",
         signal_seconds=signal_seconds(resources) if stage in STOPPABLE and extras.part != GATHER else None,
         python=python,
+        scratch=_FROM_SHELL.sub(r"${\1:-/tmp}", resources.scratch),
         run=extras.run or f"{python} -m jobs {words}",
         words=words,
     )

@@ -108,14 +108,21 @@ class Trials:
     sleep: Callable[[float], None] = time.sleep
     jobs: dict[str, Waiting] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    n_asked: int = 0
 
     def submit(self, trial: Trial, where: Sequence[str]) -> str:
         """Submit a job with more words for sbatch, e.g. its partition; its number, or empty where it was refused."""
         script = self.folder / f"{trial.kind}.sh"
         script.write_text(f"#!/bin/bash\nexec {shlex.join(trial.line)}\n", encoding="utf-8")
         log = str(self.folder / f"{trial.kind}.log").replace("%", "%%")  # which sbatch would fill in
-        words = [f"--job-name={self.folder.name}", f"--chdir={self.folder}", f"--output={log}"]
+        words = [
+            f"--job-name={self.folder.name}",
+            f"--comment={probes.COMMENT}",
+            f"--chdir={self.folder}",
+            f"--output={log}",
+        ]
         words += [f"--time={TIME_MINUTES}", *trial.wishes, *where]
+        self.n_asked += 1
         try:
             answer = slurm.ask(["sbatch", "--parsable", *words, str(script)], self.patience_s)
         except SchedulerFailed as error:
@@ -142,7 +149,9 @@ class Trials:
         return self.outcomes
 
     def cancel(self) -> None:
-        """End what this probe has left in the queue."""
+        """End what this probe has left in the queue; a job that has answered ends by itself."""
+        if sum(outcome.answer is not None for outcome in self.outcomes.values()) == self.n_asked:
+            return
         with suppress(SchedulerFailed):
             slurm.ask(["scancel", f"--name={self.folder.name}"], self.patience_s)
 

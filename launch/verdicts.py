@@ -46,6 +46,7 @@ def cluster_findings(cluster: Cluster) -> list[Finding]:
     return [
         Finding("Slurm", version),
         *_requeue(found),
+        _squeue(cluster),
         _accounting(cluster),
         _arrays(found),
         _queue_limit(cluster),
@@ -68,6 +69,12 @@ def _requeue(settings: Mapping[str, str]) -> list[Finding]:
     else:
         preemption = Finding("preemption", f"{mode} ({kind}), with a warning")
     return [Finding("requeue", f"JobRequeue={requeue} (jobs ask for it themselves), KillWait={wait}"), preemption]
+
+
+def _squeue(cluster: Cluster) -> Finding:
+    if "queue" in cluster.failures:
+        return Finding("squeue", _why(cluster, "queue"), "jobs can neither be followed nor submitted like this", True)
+    return Finding("squeue", "answers")
 
 
 def _accounting(cluster: Cluster) -> Finding:
@@ -113,7 +120,8 @@ def _partition(one: PartitionFacts) -> Finding:
 def _flavours(cluster: Cluster) -> Finding:
     default = cluster.settings.get("MpiDefault", "not told")
     listed = ", ".join(cluster.flavours) or _why(cluster, "flavours") or "none that is known here"
-    return Finding("srun's MPI", f"{listed} (MpiDefault={default})")
+    advice = "" if cluster.flavours else "nothing to do: all flavours are tried instead"
+    return Finding("srun's MPI", f"{listed} (MpiDefault={default})", advice)
 
 
 def _why(cluster: Cluster, what: str) -> str:
@@ -188,7 +196,10 @@ def _cores(node: Node) -> Finding:
 
 def _scontrol(node: Node) -> Finding:
     if not node.scontrol:
-        return Finding("scontrol on a node", "answers, so jobs put themselves back")
+        if not node.comment:
+            advice = "hpc-cg knows its jobs by their comment: wait until a chain has ended before you submit again"
+            return Finding("scontrol on a node", "answers; the job's comment was changed", advice)
+        return Finding("scontrol on a node", "answers, so jobs put themselves back; comments are kept")
     advice = "jobs cannot put themselves back into the queue at their time limit: submit again"
     return Finding("scontrol on a node", node.scontrol, advice)
 

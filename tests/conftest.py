@@ -6,6 +6,7 @@ HPC_CG_REQUIRE names marks, e.g. ``mpi,slurm``, whose tests must run: a skip of 
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
@@ -65,6 +66,18 @@ def mpiexec() -> Path:
     return Path(found)
 
 
+def free_ports() -> int:
+    """The first of a thousand ports that nobody listens on: two test runs on one machine do not meet."""
+    for first in range(24000, 32000, 1000):
+        used = False
+        for port in (first, first + 1, first + 2, first + 11):
+            with socket.socket() as one:
+                used |= one.connect_ex(("127.0.0.1", port)) == 0
+        if not used:
+            return first
+    pytest.fail("no free range of ports for a Slurm between 24000 and 32000")
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A real Slurm of two nodes on this machine; gives the environment in which its commands work.
@@ -77,7 +90,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     sandbox = tmp_path_factory.mktemp("slurm")
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PMI"))}
     environ = outside | {"SLURM_SANDBOX": str(sandbox), "SLURM_CONF": str(sandbox / "etc" / "slurm.conf")}
-    ports = {"PORT_BASE": str(25000 + 1000 * (os.getpid() % 7))}  # two test runs on one machine seldom meet
+    ports = {"PORT_BASE": str(free_ports())}
     size = ports | {
         "NODES": "2",
         "CPUS_PER_NODE": "32",
