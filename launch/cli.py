@@ -235,9 +235,8 @@ def show(
 
     [bold]Examples:[/] hpc-cg show study.toml train     hpc-cg show report     hpc-cg show trajectories/ --all
     """
-    from launch.show import archive_json, archive_table, product_lines
-
     from hpc_cg.stages.study import UPSTREAM
+    from launch.show import archive_json, archive_table, product_lines
 
     if stage.endswith(".toml") and target.suffix != ".toml":
         target, stage = Path(stage), str(target)

@@ -52,8 +52,9 @@ def newest_log(study: Study, stage: str, label: str = "") -> Path:
 def follow_log(path: Path, n_lines: int, follow: bool) -> Iterator[str]:
     """The last lines of a log, and where asked what is added later, for ever."""
     with path.open("rb") as file:
-        yield from _last_lines(file.read() if path.stat().st_size < BLOCK * 16 else _tail(path, n_lines), n_lines)
-        file.seek(0, 2)
+        end = path.stat().st_size
+        yield from _last_lines(_tail(path, end, n_lines), n_lines)
+        file.seek(end)
         rest = b""
         while follow:
             rest += file.read()
@@ -66,11 +67,10 @@ def _last_lines(content: bytes, n_lines: int) -> list[str]:
     return content.decode("utf-8", errors="replace").splitlines()[-n_lines:]
 
 
-def _tail(path: Path, n_lines: int) -> bytes:
-    """The end of a large file, read block by block from behind until it holds enough lines."""
-    content = b""
+def _tail(path: Path, end: int, n_lines: int) -> bytes:
+    """What lies before ``end``, read block by block from behind until it holds enough lines."""
+    content, place = b"", end
     with path.open("rb") as file:
-        place = path.stat().st_size
         while place and content.count(b"\n") <= n_lines:
             step = min(BLOCK, place)
             place -= step

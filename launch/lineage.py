@@ -1,8 +1,8 @@
 """From a figure back to the trajectories: each product, who made it, and from what.
 
 Every seal holds the identity of the products it was made from, the digest of the study file, the code, and the job with
-its attempt; the store knows its files with their digests. Put in order they are one chain, and where a link does not fit
-(a product that was made anew below a later one) it says so.
+its attempt; the store knows its files with their digests. Put in order they are one chain, and where a link does not
+fit (a product that was made anew below a later one) it says so.
 """
 
 from collections.abc import Iterator

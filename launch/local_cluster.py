@@ -35,7 +35,7 @@ from launch.slurm import Queued
 POLL_S = 0.2
 END_PATIENCE_S = 30.0
 WAITING, RUNS, DONE, FAILED, CANCELLED = "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"
-RUNNER = "RUNNER"
+RUNNER, CANCEL = "RUNNER", "CANCEL-"
 SINGLE = ("aggregate", "report")
 
 
@@ -133,7 +133,7 @@ class LocalCluster:
 
     def cancel(self, labels: Sequence[str]) -> None:
         for label in labels:
-            write_text(self.folder / f"CANCEL-{label}", "")
+            write_text(self.folder / f"{CANCEL}{label}", "")
 
     def started(self) -> None:
         """Let a runner work the queue off, unless one does."""
@@ -184,41 +184,54 @@ class Running:
 
 
 class Runner:
-    """Works a queue off, job by job, as the cores allow."""
+    """Works a queue off, job by job, as the cores allow. It alone writes how jobs stand."""
 
     def __init__(self, run_folder: Path, n_cores: int):
         self.folder, self.run_folder, self.n_cores = run_folder / FOLDER / "local", run_folder, n_cores
         self.running: dict[str, Running] = {}
+        self.jobs: dict[str, LocalJob] = {}
+        self.standings: dict[str, Standing] = {}
+        self.cancelled: set[str] = set()
 
     def work_off(self) -> None:
         """Until nothing is left that could run."""
-        for job in read_jobs(self.folder):  # of a runner that is no more
-            standing = read_standing(self.folder, job.label)
-            if standing.state == RUNS:
-                self._stands(job.label, Standing(WAITING, standing.attempt + 1))
         while True:
-            jobs = read_jobs(self.folder)
-            standings = {job.label: read_standing(self.folder, job.label) for job in jobs}
             self._look_after_running()
-            waiting = [job for job in jobs if standings[job.label].state == WAITING and job.label not in self.running]
-            for job in waiting:
-                self._start_if_possible(job, standings)
-            if not waiting and not self.running:
+            self._look_for_orders()
+            for label, job in self.jobs.items():
+                if self.standings[label].state == WAITING:
+                    self._start_if_possible(job)
+            if not self.running and not any(one.state == WAITING for one in self.standings.values()):
                 return
             time.sleep(POLL_S)
 
-    def _start_if_possible(self, job: LocalJob, standings: Mapping[str, Standing]) -> None:
-        before = [standing for label, standing in standings.items() if label.partition("_")[0] in job.after]
-        if self._is_cancelled(job.label):
-            self._stands(job.label, Standing(CANCELLED, standings[job.label].attempt, ended=time.time()))
-        elif any(standing.state in (FAILED, CANCELLED) for standing in before):
-            self._stands(job.label, Standing(CANCELLED, reason="DependencyNeverSatisfied", ended=time.time()))
-        elif any(standing.state != DONE for standing in before):
-            self._stands_if_new(job.label, standings[job.label], "Dependency")
+    def _look_for_orders(self) -> None:
+        """New jobs, and those that are to be ended: one listing of the queue's folder."""
+        names = {path.name for path in self.folder.iterdir()}
+        self.cancelled = {name.removeprefix(CANCEL) for name in names if name.startswith(CANCEL)}
+        known = {label.partition("_")[0] for label in self.jobs}
+        if any(name.removesuffix(".json") not in known for name in names if name.removesuffix(".json").isdecimal()):
+            for job in read_jobs(self.folder):
+                if job.label not in self.jobs:
+                    self.jobs[job.label] = job
+                    standing = read_standing(self.folder, job.label)
+                    if standing.state == RUNS:  # of a runner that is no more
+                        standing = Standing(WAITING, standing.attempt + 1)
+                    self.standings[job.label] = standing
+
+    def _start_if_possible(self, job: LocalJob) -> None:
+        label, standing = job.label, self.standings[job.label]
+        before = [one for other, one in self.standings.items() if other.partition("_")[0] in job.after]
+        if self._is_cancelled(label):
+            self._stands(label, Standing(CANCELLED, standing.attempt, ended=time.time()))
+        elif any(one.state in (FAILED, CANCELLED) for one in before):
+            self._stands(label, Standing(CANCELLED, reason="DependencyNeverSatisfied", ended=time.time()))
+        elif any(one.state != DONE for one in before):
+            self._stands_if_new(label, standing, "Dependency")
         elif sum(one.job.cores for one in self.running.values()) + job.cores > self.n_cores:
-            self._stands_if_new(job.label, standings[job.label], "Resources")
+            self._stands_if_new(label, standing, "Resources")
         else:
-            self._start(job, standings[job.label])
+            self._start(job, standing)
 
     def _stands_if_new(self, label: str, standing: Standing, reason: str) -> None:
         if standing.reason != reason:
@@ -264,7 +277,7 @@ class Runner:
                 _signal(one.process, signal.SIGTERM)
 
     def _ended(self, one: Running) -> None:
-        standing = read_standing(self.folder, one.job.label)
+        standing = self.standings[one.job.label]
         _signal(one.process, signal.SIGKILL)  # whoever of its processes is left
         code = one.process.returncode if one.process.returncode >= 0 else 128 - one.process.returncode
         if not one.cancelled:
@@ -288,9 +301,10 @@ class Runner:
             self._stands(one.job.label, Standing(FAILED if code else DONE, standing.attempt, standing.began, now))
 
     def _is_cancelled(self, label: str) -> bool:
-        return any((self.folder / f"CANCEL-{name}").exists() for name in (label, label.partition("_")[0]))
+        return bool(self.cancelled & {label, label.partition("_")[0]})
 
     def _stands(self, label: str, standing: Standing) -> None:
+        self.standings[label] = standing
         write_json(self.folder / f"{label}.state", asdict(standing))
 
 

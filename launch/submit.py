@@ -14,7 +14,7 @@ from hpc_cg.stages.study import Study
 from jobs.outcome import outcomes
 from jobs.task import GATHER, compress
 from launch import ledger
-from launch.cluster import Cluster, script_of
+from launch.cluster import Cluster, named, script_of
 from launch.history import lessons_of
 from launch.plan import Chain, Job, chain_of
 from launch.site import Site
@@ -67,7 +67,7 @@ def _send(study: Study, chain: Chain, cluster: Cluster, say: Say) -> tuple[ledge
             cluster.started()
             raise
         sent.append(number)
-        row = ledger.Submitted(number, job.stage, job.part, job.parts, asdict(job.resources), tuple(after))
+        row = ledger.Submitted(number, job.stage, job.part, job.parts, asdict(named(study, job)), tuple(after))
         submission = submission.with_job(row)
         ledger.save(run_folder, submission)
         say(f"{job_line(job, place, chain)}  job {number}")

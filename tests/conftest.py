@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -84,20 +85,30 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
     The nodes advertise more cores, memory and GPUs than there are, so that real batch scripts are accepted.
     """
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as environ:
+        yield environ
+
+
+@contextmanager
+def running_slurm(sandbox: Path, accounting: bool = True) -> Iterator[dict[str, str]]:
+    """Start a Slurm in a folder of its own, and end it; skips where it cannot be."""
     missing = [name for name in SLURM_PROGRAMS if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
         pytest.skip(f"needs root and the Slurm packages (not found: {', '.join(missing) or 'root'})")
-    sandbox = tmp_path_factory.mktemp("slurm")
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PMI"))}
     environ = outside | {"SLURM_SANDBOX": str(sandbox), "SLURM_CONF": str(sandbox / "etc" / "slurm.conf")}
-    ports = {"PORT_BASE": str(free_ports())}
-    size = ports | {
+    size = {
+        "PORT_BASE": str(free_ports()),
         "NODES": "2",
         "CPUS_PER_NODE": "32",
         "MEM_PER_NODE": "128000",
         "GPUS_PER_NODE": "4",
+        "ACCOUNTING": str(int(accounting)),
         "CLEAN": "1",
     }
+    # MPICH names its shared memory after job and step, numbers that begin anew with each of these Slurms
+    for left in Path("/dev/shm").glob("mpich_shm_*"):
+        left.unlink(missing_ok=True)
     try:
         subprocess.run(["bash", SLURM_FOLDER / "start_slurm.sh"], env=environ | size, check=True, timeout=180)
         yield environ

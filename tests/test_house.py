@@ -86,3 +86,12 @@ def test_tensors_are_loaded_without_pickles() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 assert arguments.get("weights_only") == "True", names(path)
+
+
+def test_no_pickle_is_read_but_by_the_worker_that_submitit_starts() -> None:
+    using = {name: {names(p) for p in FILES if name in {m.split(".")[0] for m in imports(p)}} for name in UNSAFE}
+    assert using == {"submitit": {"launch/transport.py"}, "pickle": set(), "cloudpickle": set(), "shelve": set()}
+    assert ".result" not in (ROOT / "launch/transport.py").read_text(encoding="utf-8")
+
+
+UNSAFE = ("submitit", "pickle", "cloudpickle", "shelve")

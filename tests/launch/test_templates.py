@@ -62,7 +62,7 @@ def test_what_is_not_asked_for_has_no_line():
 def test_one_srun_line_after_the_setup_and_then_the_judgement():
     lines = sbatch_text("prepare", FULL, "a study.toml").splitlines()
     srun = "srun --cpus-per-task=5 --kill-on-bad-exit=1 --mpi=pmix python -m jobs prepare 'a study.toml' || code=$?"
-    judge = "python -m jobs.after prepare 'a study.toml' --code \"$code\" --max-attempts 20 --log \"logs/night-$job.log\""
+    judge = 'python -m jobs.after prepare \'a study.toml\' --code "$code" --max-attempts 20 --log "logs/night-$job.log"'
     assert lines[lines.index(srun) + 1] == judge
     assert sum(line.startswith("srun") for line in lines) == 1
     assert lines.index("set -uo pipefail") < lines.index("module load python || exit 1") < lines.index(srun)

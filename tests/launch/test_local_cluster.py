@@ -1,0 +1,165 @@
+"""The chain on this machine alone: the products of ``hpc-cg run all``, bounded by the cores, cancelled, continued."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import write_study
+
+from hpc_cg.stages import product
+from hpc_cg.stages.product import State, read_seal
+from hpc_cg.stages.study import Study, read_study
+from jobs.run import run_stage
+from launch.local_cluster import CANCELLED, DONE, FAILED, LocalCluster, LocalJob, Runner, read_jobs, read_standing
+from launch.site import Site, SiteConfig, StageWishes
+from launch.submit import submit
+
+STAGES = ("prepare", "kernel", "train", "simulate", "aggregate", "report")
+SMALL = StageWishes(nodes=1, tasks_per_node=1, cpus_per_task=1, gpus_per_node=0, mem_gb=1)
+ONE = dict.fromkeys((*STAGES, "gather"), SMALL)
+SITE = Site(SiteConfig(python=sys.executable), {}, ONE)
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def wait_for_end(study: Study) -> None:
+    cluster = LocalCluster(study.run_folder)
+    wait_for(lambda: not any(job.active for job in cluster.queue()))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study as one process makes it."""
+    study = read_study(write_study(tmp_path_factory.mktemp("plain")))
+    for stage in STAGES:
+        assert run_stage(study, stage) == 0
+    return study
+
+
+def test_the_chain_of_this_machine_ends_with_the_products_of_one_command(plain: Study, tmp_path: Path) -> None:
+    shutil.copytree(plain.root / "archive", tmp_path / "archive")
+    study = read_study(write_study(tmp_path, archive=False))
+    jobs = submit(study, STAGES, SITE, LocalCluster(study.run_folder, 2), quiet)
+    assert [job.stage for job in jobs] == ["prepare", "kernel", "train", "simulate", "simulate", "aggregate", "report"]
+    wait_for_end(study)
+    for stage in STAGES:
+        assert study.state(stage) == State.SEALED, (study.run_folder / "jobs/local/runner.log").read_text()
+    for stage in ("prepare", "kernel", "simulate"):
+        seal, other = (read_seal(one.folder(stage)) for one in (study, plain))
+        assert seal is not None and other is not None and seal.content == other.content
+    summary, other_summary = (read_seal(one.folder("aggregate")).summary for one in (study, plain))  # type: ignore[union-attr]
+    assert summary == other_summary
+    assert submit(study, STAGES, SITE, LocalCluster(study.run_folder, 2), quiet) == ()
+
+
+def queued(folder: Path, *jobs: dict[str, Any]) -> Runner:
+    """A queue of small commands, and its runner on two cores."""
+    local = folder / "jobs" / "local"
+    local.mkdir(parents=True)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for job in jobs:
+        code = job.pop("code", "pass")
+        plain = {
+            "work": [sys.executable, "-c", code],
+            "judge": [sys.executable, "-c", "import sys; sys.exit(int(sys.argv[sys.argv.index('--code') + 1]))"],
+            "tasks": 1,
+            "cores": 1,
+            "after": [],
+            "log": str(folder / f"{job['label']}.log"),
+            "comment": "",
+            "limit_s": 60,
+        }
+        rows.setdefault(job["label"].partition("_")[0], []).append(plain | job)
+    for number, content in rows.items():
+        (local / f"{number}.json").write_text(json.dumps(content))
+    return Runner(folder, 2)
+
+
+def states(folder: Path) -> dict[str, str]:
+    local = folder / "jobs" / "local"
+    return {job.label: read_standing(local, job.label).state for job in read_jobs(local)}
+
+
+def test_jobs_wait_for_those_before_them_and_end_when_these_fail(tmp_path: Path) -> None:
+    runner = queued(
+        tmp_path,
+        {"label": "1", "code": "raise SystemExit(3)"},
+        {"label": "2", "after": ["1"]},
+        {"label": "3", "after": ["2"]},
+        {"label": "4"},
+        {"label": "5", "after": ["4"]},
+    )
+    runner.work_off()
+    assert states(tmp_path) == {"1": FAILED, "2": CANCELLED, "3": CANCELLED, "4": DONE, "5": DONE}
+
+
+def test_no_more_run_at_once_than_there_are_cores(tmp_path: Path) -> None:
+    """Each element writes when it began and ended; at no time do three of them run."""
+    times = str(tmp_path / "times")
+    code = f"import time as t; b = t.time(); t.sleep(.4); print(b, t.time(), file=open({times!r}, 'a'))"
+    queued(tmp_path, *({"label": f"1_{number}", "code": code} for number in range(5))).work_off()
+    spans = [tuple(map(float, line.split())) for line in (tmp_path / "times").read_text().splitlines()]
+    assert len(spans) == 5
+    for began, _ in spans:
+        assert sum(first <= began < last for first, last in spans) <= 2
+
+
+def test_a_job_that_stopped_goes_on_with_the_next_attempt(tmp_path: Path) -> None:
+    code = "import os, sys; n = os.environ['HPC_CG_ATTEMPT']; print(n); sys.exit(75 if n < '2' else 0)"
+    queued(tmp_path, {"label": "1", "code": code}).work_off()
+    assert states(tmp_path) == {"1": DONE}
+    assert [line for line in (tmp_path / "1.log").read_text().splitlines() if line.isdecimal()] == ["0", "1", "2"]
+
+
+def test_a_cancelled_job_ends_and_those_after_it_never_begin(tmp_path: Path) -> None:
+    runner = queued(tmp_path, {"label": "1", "code": "import time; time.sleep(60)"}, {"label": "2", "after": ["1"]})
+    (tmp_path / "jobs" / "local" / "CANCEL-1").touch()
+    began = time.monotonic()
+    runner.work_off()
+    assert states(tmp_path) == {"1": CANCELLED, "2": CANCELLED}
+    assert time.monotonic() - began < 30
+
+
+def test_what_a_dead_runner_left_running_is_begun_again_and_shown_as_failed_meanwhile(tmp_path: Path) -> None:
+    runner = queued(tmp_path, {"label": "1"})
+    local = tmp_path / "jobs" / "local"
+    (local / "1.state").write_text(json.dumps({"state": "RUNNING", "attempt": 0, "began": 1.0}))
+    (job,) = LocalCluster(tmp_path).queue()
+    assert job.state == FAILED and "runner" in job.reason
+    runner.work_off()
+    assert states(tmp_path) == {"1": DONE} and read_standing(local, "1").attempt == 1
+
+
+def test_one_runner_works_a_queue_off(tmp_path: Path) -> None:
+    queued(tmp_path, {"label": "1"})
+    local = tmp_path / "jobs" / "local"
+    product.claim(local, "RUNNER")
+    line = [sys.executable, "-m", "launch.local_cluster", str(tmp_path), "2"]
+    assert subprocess.run(line, timeout=60).returncode == 0
+    assert states(tmp_path) == {"1": "PENDING"}
+    product.release_claim(local / "RUNNER")
+    assert subprocess.run(line, timeout=60).returncode == 0
+    assert states(tmp_path) == {"1": DONE}
+
+
+def test_a_job_in_a_file_is_the_job(tmp_path: Path) -> None:
+    queued(tmp_path, {"label": "1", "after": ["7"]})
+    (job,) = read_jobs(tmp_path / "jobs" / "local")
+    assert isinstance(job, LocalJob) and job.after == ("7",) and isinstance(job.work, tuple)
