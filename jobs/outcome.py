@@ -5,17 +5,18 @@ Whoever looks at a study reads these files; nothing that is done or not done dep
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from hpc_cg.errors import DamagedProduct, MissingInput
 from hpc_cg.files import own_folder, read_json, write_json
 from hpc_cg.stages.product import ATTEMPT, JOB
 
 FOLDER = "jobs"
+ENDED = "outcomes"
+VERDICTS = ("again", "stopped", "failed", "done")
 LATEST_KEPT = 50
 
 
@@ -60,16 +61,49 @@ class Attempt:
 
 def attempts_of(run_folder: Path, label: str) -> tuple[Attempt, ...]:
     """The attempts of a job that came to an end of their own, the oldest first."""
-    try:
-        return tuple(Attempt(**row) for row in read_json(_path(run_folder, label)))
-    except (MissingInput, DamagedProduct, TypeError):
-        return ()
+    return Outcomes(run_folder).get(label, ())
 
 
 def add_attempt(run_folder: Path, label: str, attempt: Attempt) -> None:
+    """Leave word of an attempt, beside those before it."""
     own_folder(run_folder / FOLDER)
-    earlier = [one for one in attempts_of(run_folder, label) if one.attempt != attempt.attempt]
-    write_json(_path(run_folder, label), [asdict(one) for one in (*earlier, attempt)][-LATEST_KEPT:])
+    before = Outcomes(run_folder)
+    earlier = [one for one in before.get(label, ()) if one.attempt != attempt.attempt]
+    path = run_folder / FOLDER / ENDED / f"{label}.{attempt.verdict}"
+    write_json(path, [asdict(one) for one in (*earlier, attempt)][-LATEST_KEPT:])
+    if label in before and before.verdicts[label] != attempt.verdict:
+        path.with_name(f"{label}.{before.verdicts[label]}").unlink(missing_ok=True)
+
+
+class Outcomes(Mapping[str, tuple[Attempt, ...]]):
+    """The attempts of every job that left word, by its label.
+
+    The last verdict stands in a file's name, so one listing tells how thousands of jobs ended; a file is read only for
+    whoever asks for its attempts.
+
+    verdicts   the last word on each job
+    """
+
+    def __init__(self, run_folder: Path):
+        self._folder = run_folder / FOLDER / ENDED
+        self.verdicts: dict[str, str] = {}
+        with suppress(FileNotFoundError):
+            names = [path.name.rpartition(".") for path in self._folder.iterdir()]
+            # of two, as after a kill between writing and removing, the one that says more is taken
+            found = [(VERDICTS.index(verdict), label) for label, _, verdict in names if verdict in VERDICTS]
+            self.verdicts = {label: VERDICTS[place] for place, label in sorted(found)}
+
+    def __getitem__(self, label: str) -> tuple[Attempt, ...]:
+        try:
+            return tuple(Attempt(**row) for row in read_json(self._folder / f"{label}.{self.verdicts[label]}"))
+        except (MissingInput, DamagedProduct, TypeError):
+            return ()  # being replaced at this moment, or torn: nothing depends on it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.verdicts)
+
+    def __len__(self) -> int:
+        return len(self.verdicts)
 
 
 def mark_stopped(run_folder: Path, environ: Mapping[str, str] = os.environ) -> None:
@@ -86,20 +120,6 @@ def take_mark(run_folder: Path, job: JobName) -> bool:
         _mark(run_folder, job).unlink()
         return True
     return False
-
-
-def outcomes(run_folder: Path) -> dict[str, tuple[Attempt, ...]]:
-    """The attempts of every job that left word, by its label."""
-    found: dict[str, Any] = {}
-    with suppress(FileNotFoundError):
-        for path in sorted((run_folder / FOLDER / "outcomes").iterdir()):
-            if path.suffix == ".json" and not path.name.startswith("."):
-                found[path.stem] = attempts_of(run_folder, path.stem)
-    return found
-
-
-def _path(run_folder: Path, label: str) -> Path:
-    return run_folder / FOLDER / "outcomes" / f"{label}.json"
 
 
 def _mark(run_folder: Path, job: JobName) -> Path:

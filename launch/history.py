@@ -13,7 +13,7 @@ from hpc_cg.errors import ConfigError, SchedulerFailed
 from hpc_cg.stages.study import Study
 from jobs.after import last_words
 from jobs.nodelist import expand_nodelist
-from jobs.outcome import Attempt
+from jobs.outcome import Attempt, Outcomes
 from launch.cluster import Cluster
 from launch.ledger import Submission, Submitted
 from launch.plan import ELEMENT, Lesson
@@ -114,14 +114,15 @@ def ends(
     run_folder: Path,
     jobs: Sequence[Submitted],
     rows: Mapping[str, Queued],
-    left: Mapping[str, tuple[Attempt, ...]],
+    left: Outcomes,
 ) -> tuple[End, ...]:
-    """How the elements of some jobs ended; those in the queue are left out."""
+    """How the elements of some jobs ended; those that are in the queue, or ended well, are left out."""
     found = []
     for job in jobs:
         for label in job.labels:
             row = rows.get(label)
-            if row is None or not row.active:
+            well = left.verdicts.get(label) == "done" and (row is None or row.state in ENDED_WELL)
+            if not well and (row is None or not row.active):
                 found.append(end_of(label, row, left.get(label, ()), log_of(run_folder, job, label)))
     return tuple(found)
 
@@ -131,7 +132,7 @@ def lessons_of(
     wanted: Sequence[str],
     site: Site,
     known: Sequence[Submission],
-    left: Mapping[str, tuple[Attempt, ...]],
+    left: Outcomes,
     queue: Sequence[Queued],
     cluster: Cluster,
 ) -> dict[str, Lesson]:

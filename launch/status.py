@@ -15,7 +15,7 @@ from typing import Any
 from hpc_cg.errors import HpcCgError, SchedulerFailed
 from hpc_cg.stages.product import State, owner, read_seal, state
 from hpc_cg.stages.study import Study
-from jobs.outcome import Attempt, outcomes
+from jobs.outcome import Attempt, Outcomes
 from launch import history, ledger
 from launch.cluster import Cluster, cluster_of
 from launch.history import End
@@ -91,7 +91,7 @@ def report(study: Study, site: Site) -> Report:
     if not known:
         return Report(study.study.name, lines)
     cluster = cluster_of(known[-1].cluster, study.run_folder, site.site.accounting)
-    left = outcomes(study.run_folder)
+    left = Outcomes(study.run_folder)
     try:
         queue = cluster.queue()
     except SchedulerFailed as error:
@@ -107,7 +107,7 @@ def _ask_for_the_lost(
     cluster: Cluster,
     jobs: Mapping[str, Sequence[Submitted]],
     rows: dict[str, Queued],
-    left: Mapping[str, tuple[Attempt, ...]],
+    left: Outcomes,
 ) -> tuple[str, ...]:
     """Where jobs have left the queue without a word, ask the accounts, if there are some; add to ``rows``."""
     lost = [
@@ -115,7 +115,7 @@ def _ask_for_the_lost(
         for of_stage in jobs.values()
         for job in of_stage
         for label in job.labels
-        if label not in rows and (label not in left or left[label][-1].verdict == "again")
+        if label not in rows and left.verdicts.get(label) in (None, "again")
     ]
     if not lost:
         return ()
@@ -134,7 +134,7 @@ def _with_jobs(
     line: Line,
     jobs: Sequence[Submitted],
     rows: Mapping[str, Queued],
-    left: Mapping[str, tuple[Attempt, ...]],
+    left: Outcomes,
 ) -> Line:
     live = tuple(row for job in jobs for label in job.labels if (row := rows.get(label)) is not None and row.active)
     found = history.ends(study.run_folder, jobs, rows, left)

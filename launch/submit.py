@@ -11,7 +11,7 @@ from dataclasses import asdict
 from hpc_cg.errors import AlreadySubmitted, HpcCgError
 from hpc_cg.provenance import code_version
 from hpc_cg.stages.study import Study
-from jobs.outcome import outcomes
+from jobs.outcome import Outcomes
 from jobs.task import GATHER, compress
 from launch import ledger
 from launch.cluster import Cluster, named, script_of
@@ -35,7 +35,7 @@ def submit(study: Study, wanted: Sequence[str], site: Site, cluster: Cluster, sa
         live = [job for job in cluster.queue() if job.active]
         queued = queued_stages(live)
         known = ledger.submissions(run_folder)
-        lessons = lessons_of(study, wanted, site, known, outcomes(run_folder), live, cluster)
+        lessons = lessons_of(study, wanted, site, known, Outcomes(run_folder), live, cluster)
         for stage, lesson in lessons.items():
             if lesson.why and stage not in queued:
                 say(f"{stage}: {lesson.why}")

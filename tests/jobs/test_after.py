@@ -10,7 +10,7 @@ from toy import write_study
 from hpc_cg.stages.study import read_study
 from jobs import after
 from jobs.after import BEFORE_IT_LISTENED, IDLE_ATTEMPTS, judge, last_words
-from jobs.outcome import JobName, attempts_of, job_of, mark_stopped, take_mark
+from jobs.outcome import Attempt, JobName, Outcomes, add_attempt, attempts_of, job_of, mark_stopped, take_mark
 from jobs.run import PARTIAL
 
 
@@ -85,5 +85,16 @@ def test_a_failure_is_written_down_for_status(tmp_path: Path, monkeypatch: pytes
     (attempt,) = attempts_of(read_study(path).run_folder, "7")
     assert (attempt.code, attempt.verdict, attempt.why) == (1, "failed", "a frame without numbers")
     assert began <= attempt.ended <= time.time()
-    content = json.loads((tmp_path / "run" / "jobs" / "outcomes" / "7.json").read_text())
+    content = json.loads((tmp_path / "run" / "jobs" / "outcomes" / "7.failed").read_text())
     assert content[0]["attempt"] == 0
+
+
+def test_one_listing_tells_how_every_job_ended(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    add_attempt(run, "7", Attempt(0, 75, "again", "", 3, 1.0, "n1"))
+    add_attempt(run, "31_5", Attempt(0, 0, "done", "", 3, 1.0, "n1"))
+    add_attempt(run, "7", Attempt(1, 1, "failed", "no forces", 4, 2.0, "n2"))
+    found = Outcomes(run)
+    assert found.verdicts == {"7": "failed", "31_5": "done"}
+    assert [one.verdict for one in found["7"]] == ["again", "failed"]
+    assert sorted(path.name for path in (run / "jobs" / "outcomes").iterdir()) == ["31_5.done", "7.failed"]

@@ -1,16 +1,18 @@
 """What became of a job is put together from what its script left, from the scheduler and from its log."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from toy import write_study
 
 from hpc_cg.errors import ConfigError
 from hpc_cg.stages.study import Study, read_study
-from jobs.outcome import Attempt
+from jobs.outcome import Attempt, Outcomes
+from launch.cluster import Cluster
 from launch.history import MEMORY, UNKNOWN, end_of, lessons_of
 from launch.ledger import Submission, Submitted
+from launch.plan import Lesson
 from launch.site import Partition, Site, SiteConfig, StageWishes
 from launch.slurm import Queued
 
@@ -75,26 +77,28 @@ def site(limit: int) -> Site:
     return Site(SiteConfig(partition="a"), {"a": Partition(mem_gb_per_node=limit)}, {"train": StageWishes(mem_gb=4)})
 
 
+def learnt(study: Study, here: Site, found: Queued, asked_gb: int = 4) -> dict[str, Lesson]:
+    """What is learnt from job 7, which asked for so much memory and ended like this."""
+    cluster = cast(Cluster, Accounts(job7=found))
+    return lessons_of(study, ["train"], here, submitted(asked_gb), Outcomes(study.run_folder), (), cluster)
+
+
 def test_what_ran_out_of_memory_asks_for_twice_as_much_and_no_more_than_there_is(study: Study) -> None:
-    accounts = Accounts(job7=row("OUT_OF_MEMORY"))
-    lesson = lessons_of(study, ["train"], site(100), submitted(), {}, (), accounts)["train"]  # type: ignore[arg-type]
+    lesson = learnt(study, site(100), row("OUT_OF_MEMORY"))["train"]
     assert lesson.mem_gb == 8 and "ran out of 4 GB (job 7)" in lesson.why
-    assert lessons_of(study, ["train"], site(6), submitted(), {}, (), accounts)["train"].mem_gb == 6  # type: ignore[arg-type]
+    assert learnt(study, site(6), row("OUT_OF_MEMORY"))["train"].mem_gb == 6
     with pytest.raises(ConfigError, match="ran out of 4 GB"):
-        lessons_of(study, ["train"], site(4), submitted(), {}, (), accounts)  # type: ignore[arg-type]
+        learnt(study, site(4), row("OUT_OF_MEMORY"))
 
 
 def test_memory_that_was_learnt_once_stays(study: Study) -> None:
-    accounts = Accounts(job7=row("TIMEOUT"))
-    assert lessons_of(study, ["train"], site(100), submitted(16), {}, (), accounts)["train"].mem_gb == 16  # type: ignore[arg-type]
+    assert learnt(study, site(100), row("TIMEOUT"), asked_gb=16)["train"].mem_gb == 16
 
 
 def test_failed_nodes_are_kept_away_from(study: Study) -> None:
-    accounts = Accounts(job7=row("NODE_FAIL", nodes="n[1-2]", failed_node="n2"))
-    lesson = lessons_of(study, ["train"], site(100), submitted(), {}, (), accounts)["train"]  # type: ignore[arg-type]
+    lesson = learnt(study, site(100), row("NODE_FAIL", nodes="n[1-2]", failed_node="n2"))["train"]
     assert lesson.exclude == ("n2",)
 
 
 def test_a_plain_failure_teaches_nothing(study: Study) -> None:
-    accounts = Accounts(job7=row("FAILED"))
-    assert lessons_of(study, ["train"], site(100), submitted(), {}, (), accounts) == {}  # type: ignore[arg-type]
+    assert learnt(study, site(100), row("FAILED")) == {}
