@@ -126,13 +126,13 @@ def submit(
     [bold]Examples:[/] hpc-cg submit all study.toml --dry-run     hpc-cg submit all study.toml
     """
     from launch.cluster import cluster_of
-    from launch.site import find_site
+    from launch.site import find_site, this_machine
     from launch.submit import dry_run
     from launch.submit import submit as send
 
     target, path = _target(words, "submit")
     found = _study(path)
-    wanted, here = _stages(found, target), find_site(path, site)
+    wanted, here = _stages(found, target), this_machine() if cluster == "local" else find_site(path, site)
 
     def say(line: str) -> None:
         console.print(plain(line), soft_wrap=True)

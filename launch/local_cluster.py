@@ -58,7 +58,6 @@ class LocalJob:
     after: tuple[str, ...]
     log: str
     comment: str
-    limit_s: int
 
 
 @dataclass
@@ -93,7 +92,8 @@ class LocalCluster:
                 state, reason = FAILED, "the runner of this machine's queue is no more"
             number, _, task = job.label.partition("_")
             now = time.time() if state == RUNS else standing.ended
-            elapsed = time.strftime("%H:%M:%S", time.gmtime(max(0.0, now - standing.began)))
+            seconds = now - standing.began if standing.began else 0.0
+            elapsed = time.strftime("%H:%M:%S", time.gmtime(max(0.0, seconds)))
             node = "this machine" if state == RUNS else ""
             place = int(task) if task else None
             found.append(Queued(number, place, state, elapsed, "", node, reason, job.comment))
@@ -125,7 +125,6 @@ class LocalCluster:
                     after=tuple(after),
                     log=log,
                     comment=f"{mark_of(self.run_folder)}:{job.stage}:{job.part}",
-                    limit_s=60 * ask.time_minutes,
                 )
             )
         write_json(self.folder / f"{number}.json", [asdict(row) for row in rows])
@@ -157,12 +156,15 @@ class LocalCluster:
 def read_jobs(folder: Path) -> tuple[LocalJob, ...]:
     """Every job of a queue, in order; elements of arrays each for itself."""
     numbers = sorted((path for path in folder.glob("*.json") if path.stem.isdecimal()), key=lambda path: int(path.stem))
-    return tuple(_job(row) for path in numbers for row in read_json(path))
+    return tuple(_job(path, row) for path in numbers for row in read_json(path))
 
 
-def _job(row: dict[str, Any]) -> LocalJob:
+def _job(path: Path, row: dict[str, Any]) -> LocalJob:
     settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    return LocalJob(**settings)
+    try:
+        return LocalJob(**settings)
+    except TypeError as error:
+        raise DamagedProduct(f"reading {path}", f"no job of this version ({error})", "move that file away") from error
 
 
 def read_standing(folder: Path, label: str) -> Standing:
@@ -250,7 +252,7 @@ class Runner:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=self._environment(job, standing.attempt) | {"HPC_CG_END_TIME": str(time.time() + job.limit_s)},
+            env=self._environment(job, standing.attempt),
             start_new_session=True,
         )
         self.running[job.label] = Running(job, process, log)

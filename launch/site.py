@@ -233,6 +233,13 @@ def beyond(ask: Resources, partition: Partition) -> tuple[str, ...]:
     return tuple(found)
 
 
+def this_machine() -> Site:
+    """This machine as a site of one node, for chains without a scheduler; GPUs are not shared out here."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    node = Partition(max_nodes=1, cpus_per_node=len(os.sched_getaffinity(0)), mem_gb_per_node=max(1, memory >> 30))
+    return Site(SiteConfig(name="this machine", partition="local", python=sys.executable), {"local": node})
+
+
 def find_site(study: Path, named: Path | None = None, environ: Mapping[str, str] = os.environ) -> Site:
     """The site file: the one that is named, that of HPC_CG_SITE, the one beside the study, or that of the user.
 

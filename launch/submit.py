@@ -111,26 +111,27 @@ def job_line(job: Job, place: int, chain: Chain) -> str:
     return f"{job.title:<18} {count}{tasks}, {ask.mem_gb} GB{gpus}, {ask.time_minutes} min{waits}"
 
 
-def dry_run(study: Study, wanted: Sequence[str], site: Site, kind: str, say: Say, scripts: bool = True) -> Chain:
+def dry_run(study: Study, wanted: Sequence[str], site: Site, kind: str, say: Say) -> Chain:
     """Tell what ``submit`` would send if nothing were in the queue; asks nobody, writes nothing."""
     chain = chain_of(study, wanted, site)
-    source = str(site.path) if site.path else "no site.toml: defaults, limits not checked (hpc-cg doctor writes one)"
-    say(f"site: {source}")
+    unknown = "no site.toml: defaults, limits not checked (hpc-cg doctor writes one)"
+    say(f"site: {site.path or (site.site.name if kind == 'local' else unknown)}")
     for stage in chain.sealed:
         say(f"{stage:<18} sealed: not submitted")
     for place, job in enumerate(chain.jobs):
         say(job_line(job, place, chain))
     for stage, words in bytes_of(study, [job.stage for job in chain.jobs]).items():
         say(f"{stage:<18} {words}")
+    if kind != "slurm":
+        return chain
     say(
         f"in all at most {chain.node_hours:,.1f} node-hours and {chain.gpu_hours:,.1f} GPU-hours: "
         "every job its whole time limit, once"
     )
-    if kind == "slurm" and scripts:
-        for place, job in enumerate(chain.jobs):
-            say("")
-            say(f"# --- {command_line(job, place, chain)}")
-            say(script_of(study, job).rstrip("\n"))
+    for place, job in enumerate(chain.jobs):
+        say("")
+        say(f"# --- {command_line(job, place, chain)}")
+        say(script_of(study, job).rstrip("\n"))
     return chain
 
 

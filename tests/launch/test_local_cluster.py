@@ -84,7 +84,6 @@ def queued(folder: Path, *jobs: dict[str, Any]) -> Runner:
             "after": [],
             "log": str(folder / f"{job['label']}.log"),
             "comment": "",
-            "limit_s": 60,
         }
         rows.setdefault(job["label"].partition("_")[0], []).append(plain | job)
     for number, content in rows.items():
