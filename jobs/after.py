@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from hpc_cg.errors import HpcCgError
@@ -115,7 +116,7 @@ def _complete(study: Study, task: Task) -> bool:
         return seal.fingerprint == study.fingerprint(task.stage)
     if task.part in (WHOLE, GATHER):
         return False
-    module = _module(task.stage)
+    module = import_module(f"hpc_cg.stages.{task.stage}")
     return not set(task.items(module.n_items(study))) & set(module.pending(study))
 
 
@@ -126,15 +127,9 @@ def _done(study: Study, task: Task) -> int | None:
     if task.part == WHOLE:
         counts = study.done(task.stage)
     else:
-        module = _module(task.stage)
+        module = import_module(f"hpc_cg.stages.{task.stage}")
         counts = module.done(study, task.items(module.n_items(study)))
     return None if counts is None else counts[0]
-
-
-def _module(stage: str):  # type: ignore[no-untyped-def]  # a module of hpc_cg.stages
-    from importlib import import_module
-
-    return import_module(f"hpc_cg.stages.{stage}")
 
 
 def last_words(log: Path | None) -> str:

@@ -1,13 +1,17 @@
 """What one job is to do: the study's path, a stage, which part of it. Small, plain, and the same at every attempt.
 
 A task is what a batch script says on its command line and what submitit carries: an object that is called. It holds no
-state of the work: what is done is read from the products, each time. Only the standard library is imported here, so
-that signals are heard from the first moment on.
+state of the work: what is done is read from the products, each time. Nothing that takes time is imported here, so that
+signals are heard from the first moment on.
 """
 
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from jobs import asked
 
 WHOLE, GATHER = "whole", "gather"
 PART = re.compile(r"whole|gather|\d+/\d+|\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -44,22 +48,12 @@ class Task:
 
     def __call__(self) -> None:
         """Do it; a code other than zero leaves through SystemExit, which no transport takes for a result."""
-        import sys
-
-        from jobs import asked
-
-        asked.listen(self.stage, _environ())
-        from jobs.__main__ import main
+        asked.listen(self.stage, os.environ)
+        from jobs.__main__ import main  # takes seconds, in which signals are heard already
 
         code = main(self.words)
         if code:
             sys.exit(code)
-
-
-def _environ() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
 
 
 def compress(items: Sequence[int]) -> str:
