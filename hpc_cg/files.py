@@ -59,6 +59,7 @@ def own_folder(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
+            path.chmod(0o700)  # without what a folder above may hand down
         found = path.lstat()
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or mode & 0o022:

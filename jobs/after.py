@@ -60,6 +60,7 @@ def judge(
     done: int | None,
     earlier: Iterable[int | None],
     said: str,
+    by_hand: bool = False,
 ) -> Verdict:
     """Decide, from facts alone.
 
@@ -69,13 +70,16 @@ def judge(
     attempt    0 for the first
     done       how many units are done now, and ``earlier`` at the ends of the attempts before
     said       what it said last
+    by_hand    whether somebody asks this stage to stop, with a file
     """
     if code == 0 or complete:
         return Verdict(0, "done")
     if not (stopped or code in (PARTIAL, BEFORE_IT_LISTENED)):
         return Verdict(code, "failed", said)
+    if by_hand:
+        return Verdict(1, "stopped", f"the file {product.STOP} asked to: submit again to go on")
     if attempt + 1 >= max_attempts:
-        return Verdict(1, "stopped", f"stopped at a safe place {attempt + 1} times, as often as it may: submit again")
+        return Verdict(1, "stopped", f"it began {attempt + 1} times, as often as it may: submit again to go on")
     before = list(earlier)[-IDLE_ATTEMPTS:]
     if done is not None and len(before) == IDLE_ATTEMPTS and all(one == done for one in before):
         return Verdict(
@@ -99,22 +103,25 @@ def after(task: Task, code: int, log: Path | None, max_attempts: int) -> int:
     if job is None:
         return code
     earlier = [one.done for one in attempts_of(study.run_folder, job.label) if one.attempt < job.attempt]
+    by_hand = (study.folder(task.stage) / product.STOP).exists()
     stopped = take_mark(study.run_folder, job)
-    verdict = judge(code, complete, stopped, job.attempt, max_attempts, done, earlier, said)
+    verdict = judge(code, complete, stopped, job.attempt, max_attempts, done, earlier, said, by_hand)
     node = os.environ.get("SLURMD_NODENAME") or platform.node()
     attempt = Attempt(job.attempt, code, verdict.word, verdict.why, done, time.time(), node)
-    add_attempt(study.run_folder, job.label, attempt)
+    try:
+        add_attempt(study.run_folder, job.label, attempt)
+    except (HpcCgError, OSError) as error:
+        logger.error("how this attempt ended could not be written down: %s", error)
     if verdict.word != "done" and verdict.why != said:
         logger.error("%s: %s", task.stage, verdict.why)
     return verdict.code
 
 
 def _complete(study: Study, task: Task) -> bool:
-    folder = study.folder(task.stage)
-    seal = product.read_seal(folder)
-    if seal is not None:
-        return seal.fingerprint == study.fingerprint(task.stage)
-    if task.part in (WHOLE, GATHER):
+    """Whether the product is there; blocks and shards that were begun for another study do not count."""
+    if study.state(task.stage) == product.State.SEALED:
+        return True
+    if task.part in (WHOLE, GATHER) or not _counts(study, task.stage):
         return False
     module = import_module(f"hpc_cg.stages.{task.stage}")
     return not set(task.items(module.n_items(study))) & set(module.pending(study))
@@ -122,7 +129,7 @@ def _complete(study: Study, task: Task) -> bool:
 
 def _done(study: Study, task: Task) -> int | None:
     """Units that are done: of the whole stage, or of this job's items."""
-    if task.part == GATHER:
+    if task.part == GATHER or not _counts(study, task.stage):
         return None
     if task.part == WHOLE:
         counts = study.done(task.stage)
@@ -130,6 +137,10 @@ def _done(study: Study, task: Task) -> int | None:
         module = import_module(f"hpc_cg.stages.{task.stage}")
         counts = module.done(study, task.items(module.n_items(study)))
     return None if counts is None else counts[0]
+
+
+def _counts(study: Study, stage: str) -> bool:
+    return product.may_continue(study.folder(stage), study.fingerprint(stage), study.intent(stage))
 
 
 def last_words(log: Path | None) -> str:

@@ -1,17 +1,21 @@
 """Whether the job that left a claim on a folder is still there: Slurm is asked, for it alone knows of other hosts."""
 
+import re
 import shutil
 import subprocess
 
 from hpc_cg.stages.product import Owner
 
 PATIENCE_S = 20.0
+JOB = re.compile(r"\d+(_\d+)?")
+"""A job of Slurm, or an element of an array."""
+
 ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING", "SIGNALING", "STAGE_OUT", "RESIZING")
 
 
 def is_gone(owner: Owner) -> bool:
     """Whether Slurm says that the job of a claim runs no more. Where it is not known, it counts as running."""
-    if not owner.job.isdecimal() or shutil.which("squeue") is None:
+    if JOB.fullmatch(owner.job) is None or shutil.which("squeue") is None:
         return False
     line = ["squeue", "--noheader", "--states=all", "--jobs", owner.job, "--format", "%T"]
     try:

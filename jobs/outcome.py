@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hpc_cg.errors import DamagedProduct, MissingInput
 from hpc_cg.files import own_folder, read_json, write_json
-from hpc_cg.stages.product import ATTEMPT, JOB
+from hpc_cg.stages.product import ATTEMPT, job_label
 
 FOLDER = "jobs"
 ENDED = "outcomes"
@@ -30,9 +30,7 @@ class JobName:
 
 def job_of(environ: Mapping[str, str]) -> JobName | None:
     """The job that this process is part of, or None."""
-    label = environ.get(JOB) or environ.get("SLURM_JOB_ID", "")
-    if not environ.get(JOB) and environ.get("SLURM_ARRAY_JOB_ID"):
-        label = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    label = job_label(environ)
     attempt = environ.get(ATTEMPT) or environ.get("SLURM_RESTART_COUNT") or "0"
     return JobName(label, int(attempt)) if label else None
 
@@ -60,19 +58,31 @@ class Attempt:
 
 
 def attempts_of(run_folder: Path, label: str) -> tuple[Attempt, ...]:
-    """The attempts of a job that came to an end of their own, the oldest first."""
-    return Outcomes(run_folder).get(label, ())
+    """The attempts of a job that came to an end of their own, the oldest first; no folder is listed for it."""
+    found = [attempt for verdict in VERDICTS for attempt in _read(_path(run_folder, label, verdict))]
+    return tuple(sorted(found, key=lambda one: one.attempt))
 
 
 def add_attempt(run_folder: Path, label: str, attempt: Attempt) -> None:
-    """Leave word of an attempt, beside those before it."""
+    """Leave word of an attempt, beside those before it. Raises DiskFull, FolderNotWritable, UnsafeFolder."""
     own_folder(run_folder / FOLDER)
-    before = Outcomes(run_folder)
-    earlier = [one for one in before.get(label, ()) if one.attempt != attempt.attempt]
-    path = run_folder / FOLDER / ENDED / f"{label}.{attempt.verdict}"
-    write_json(path, [asdict(one) for one in (*earlier, attempt)][-LATEST_KEPT:])
-    if label in before and before.verdicts[label] != attempt.verdict:
-        path.with_name(f"{label}.{before.verdicts[label]}").unlink(missing_ok=True)
+    earlier = [one for one in attempts_of(run_folder, label) if one.attempt != attempt.attempt]
+    rows = [asdict(one) for one in (*earlier, attempt)][-LATEST_KEPT:]
+    write_json(_path(run_folder, label, attempt.verdict), rows)
+    for verdict in VERDICTS:
+        if verdict != attempt.verdict:
+            _path(run_folder, label, verdict).unlink(missing_ok=True)
+
+
+def _path(run_folder: Path, label: str, verdict: str) -> Path:
+    return run_folder / FOLDER / ENDED / f"{label}.{verdict}"
+
+
+def _read(path: Path) -> tuple[Attempt, ...]:
+    try:
+        return tuple(Attempt(**row) for row in read_json(path))
+    except (MissingInput, DamagedProduct, TypeError):
+        return ()  # being replaced at this moment, or torn: nothing depends on it
 
 
 class Outcomes(Mapping[str, tuple[Attempt, ...]]):
@@ -94,10 +104,7 @@ class Outcomes(Mapping[str, tuple[Attempt, ...]]):
             self.verdicts = {label: VERDICTS[place] for place, label in sorted(found)}
 
     def __getitem__(self, label: str) -> tuple[Attempt, ...]:
-        try:
-            return tuple(Attempt(**row) for row in read_json(self._folder / f"{label}.{self.verdicts[label]}"))
-        except (MissingInput, DamagedProduct, TypeError):
-            return ()  # being replaced at this moment, or torn: nothing depends on it
+        return _read(self._folder / f"{label}.{self.verdicts[label]}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.verdicts)

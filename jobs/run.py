@@ -9,7 +9,8 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hpc_cg.errors import BrokenLaunch, ConfigError, NotSealed
+from hpc_cg.errors import BrokenLaunch, ConfigError, HpcCgError, NotSealed
+from hpc_cg.files import digest
 from hpc_cg.provenance import code_version
 from hpc_cg.share import Alone, Stopped
 from hpc_cg.stages import product
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PARTIAL = 75
 """Exit code of a stage that stopped before its end and can be continued (EX_TEMPFAIL)."""
 
+LONGEST_NAME = 60
 logger = logging.getLogger("hpc-cg")
 
 
@@ -72,7 +74,7 @@ def run_part(study: Study, task: Task) -> int:
     if task.part == GATHER:
         _gather(study, stage, module)
         return 0
-    name = task.part.replace("/", "of").replace(",", ".")
+    name = _name(task.part)
     items: tuple[int, ...] = ()
     if first:
         _need_upstream(study, stage)
@@ -88,6 +90,12 @@ def run_part(study: Study, task: Task) -> int:
         if first and items:
             product.sign(study.folder(stage), name)
     return ended.code
+
+
+def _name(part: str) -> str:
+    """A part as the name of a file, however many items it lists."""
+    plain = part.replace("/", "of").replace(",", ".")
+    return plain if len(plain) <= LONGEST_NAME else f"{plain[:20]}-{digest(part)}"
 
 
 def _gather(study: Study, stage: str, module: Any) -> None:
@@ -158,7 +166,10 @@ def _say_stopped(study: Study, stage: str) -> None:
     counts = study.done(stage)
     done = f" with {counts[0]:,} of {counts[1]:,} {counts[2]}" if counts else ""
     logger.warning("%s stopped at a safe place%s; run it again to continue", stage, done)
-    mark_stopped(study.run_folder)
+    try:
+        mark_stopped(study.run_folder)
+    except (HpcCgError, OSError) as error:  # the exit code says it too, where the launcher keeps it
+        logger.warning("that it stopped could not be written down: %s", error)
 
 
 def _train(study: Study) -> int:

@@ -125,7 +125,7 @@ def submit(
 
     [bold]Examples:[/] hpc-cg submit all study.toml --dry-run     hpc-cg submit all study.toml
     """
-    from launch.cluster import cluster_of
+    from launch.cluster import KINDS, cluster_of
     from launch.site import find_site, this_machine
     from launch.submit import dry_run
     from launch.submit import submit as send
@@ -137,6 +137,8 @@ def submit(
     def say(line: str) -> None:
         console.print(plain(line), soft_wrap=True)
 
+    if cluster not in KINDS:
+        raise ConfigError("hpc-cg submit --cluster", [f"{cluster} is no kind of cluster. Known: {', '.join(KINDS)}."])
     if dry:
         dry_run(found, wanted, here, cluster, say)
         return

@@ -29,6 +29,11 @@ class Cluster(Protocol):
         """One of KINDS."""
         ...
 
+    @property
+    def n_live(self) -> int:
+        """Jobs of this user in the queue when that was looked at last, of whatever run folder."""
+        ...
+
     def queue(self) -> tuple[Queued, ...]:
         """This run folder's jobs that the scheduler knows of; one question. Raises SchedulerFailed."""
         ...
@@ -58,7 +63,6 @@ def mark_of(run_folder: Path) -> str:
 def script_of(study: Study, job: Job) -> str:
     """The batch script of a job; the same words whether it is shown or sent."""
     run_folder = study.run_folder
-    python = " ".join(filter(None, [job.resources.container, job.resources.python]))
     payloads = run_folder / FOLDER / "payloads"
     return sbatch_text(
         job.stage,
@@ -69,7 +73,7 @@ def script_of(study: Study, job: Job) -> str:
             parts=job.parts,
             at_once=job.at_once,
             comment=f"{mark_of(run_folder)}:{job.stage}:{job.part}",
-            run=run_words(python, payloads),
+            run=run_words(payloads),
             before=("export SUBMITIT_EXECUTOR=slurm", guard(payloads)),
         ),
     )
@@ -79,15 +83,18 @@ def named(study: Study, job: Job) -> Resources:
     """The resources of a job with its name and the folder of its logs."""
     suffix = f"-{job.part}" if job.part == GATHER else ""
     name = f"{job.stage}{suffix}.{study.study.name}"[:100]
-    return replace(job.resources, job_name=name, log_folder=str(study.run_folder / "logs"))
+    return replace(job.resources, job_name=name, log_folder=str(study.run_folder / "logs").replace("%", "%%"))
 
 
 def guard(folder: Path) -> str:
-    """A shell line that ends a script whose folder of payloads is not its user's alone: what lies there is run."""
+    """A shell line that ends a script whose folder of payloads others may write into: what lies there is run.
+
+    The rule is that of ``hpc_cg.files.own_folder``.
+    """
     place = shlex.quote(str(folder))
     return (
-        f'[ "$(stat -c %u:%a {place})" = "$(id -u):700" ] || '
-        f'{{ echo "hpc-cg: nothing is run from "{place}", which is not yours alone (mode 700)" >&2; exit 1; }}'
+        f'[ -n "$(find {place} -maxdepth 0 -type d -user "$(id -u)" ! -perm /022)" ] || '
+        f'{{ echo "hpc-cg: nothing is run from "{place}", where others may write" >&2; exit 1; }}'
     )
 
 
@@ -98,10 +105,12 @@ class SlurmCluster:
 
     def __init__(self, run_folder: Path, accounting: bool = True, patience_s: float = slurm.PATIENCE_S):
         self.run_folder, self.accounting, self.patience_s = run_folder, accounting, patience_s
+        self.n_live = 0
 
     def queue(self) -> tuple[Queued, ...]:
-        mark = f"{mark_of(self.run_folder)}:"
-        return tuple(job for job in slurm.queue(self.patience_s) if job.comment.startswith(mark))
+        mark, rows = f"{mark_of(self.run_folder)}:", slurm.queue(self.patience_s)
+        self.n_live = sum(job.active for job in rows)
+        return tuple(job for job in rows if job.comment.startswith(mark))
 
     def ended(self, labels: Sequence[str]) -> Mapping[str, Queued] | None:
         if not self.accounting:

@@ -1,5 +1,6 @@
 """What a user does with jobs that run: end them, and read what they say."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ BLOCK = 1 << 16
 
 
 def kinds_of(study: Study) -> tuple[str, ...]:
-    """The kinds of cluster that this study was submitted to, the newest first."""
-    return tuple(dict.fromkeys(one.cluster for one in reversed(ledger.submissions(study.run_folder))))
+    """The kinds of cluster that this study was submitted to, the newest first; Slurm wherever there is one."""
+    known = [one.cluster for one in reversed(ledger.submissions(study.run_folder))]
+    return tuple(dict.fromkeys([*known, *(["slurm"] if shutil.which("squeue") else [])]))
 
 
 def live_jobs(study: Study, kind: str) -> tuple[Queued, ...]:

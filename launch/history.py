@@ -4,6 +4,7 @@ Three witnesses, the nearest first: the word that a script left itself (jobs.out
 job for some minutes (squeue) or, where accounts are kept, for good (sacct), and the job's log.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from jobs.outcome import Attempt, Outcomes
 from launch.cluster import Cluster
 from launch.ledger import Submission, Submitted
 from launch.plan import ELEMENT, Lesson
-from launch.site import Partition, Site
+from launch.site import GATHER, Partition, Site
 from launch.slurm import Queued
 
 MEMORY, UNKNOWN = "memory", "unknown"
-OUT_OF_MEMORY = ("oom-kill", "oom_kill", "Out Of Memory", "out-of-memory", "exceeded memory limit", "MemoryError")
+OUT_OF_MEMORY = re.compile(
+    r"oom[-_]kill|Out Of Memory|out-of-memory handler|exceeded memory limit|\b_?(Array)?MemoryError\b"
+)
 ENDED_WELL = ("COMPLETED",)
 WORDS = {
     "TIMEOUT": "its time limit came before it could stop",
@@ -80,8 +83,10 @@ def end_of(label: str, row: Queued | None, attempts: Sequence[Attempt], log: Pat
 
 
 def _ran_out(last: Attempt | None, log: Path | None) -> bool:
+    """Whether the memory of the node ran out; that of a GPU is another matter, and no job can ask for more of it."""
     text = f"{'' if last is None else last.why}\n{tail_of(log)}"
-    return any(word in text for word in OUT_OF_MEMORY)
+    lines = [line for line in text.splitlines() if "CUDA" not in line and "GPU" not in line]
+    return any(OUT_OF_MEMORY.search(line) for line in lines)
 
 
 def tail_of(log: Path | None, n_bytes: int = 4096) -> str:
@@ -135,37 +140,37 @@ def lessons_of(
     left: Outcomes,
     queue: Sequence[Queued],
     cluster: Cluster,
-) -> dict[str, Lesson]:
-    """What the newest jobs of each stage teach for submitting it again.
+) -> dict[tuple[str, str], Lesson]:
+    """What the newest jobs of each stage and part teach for submitting it again.
 
     Raises ConfigError where more memory is needed than the partition has.
     """
-    jobs = {stage: latest(known, stage) for stage in wanted}
+    jobs = [job for stage in wanted for job in latest(known, stage)]
     rows = {job.label: job for job in queue}
-    unseen = [label for found in jobs.values() for job in found for label in job.labels if label not in rows]
+    unseen = [label for job in jobs for label in job.labels if label not in rows]
     if unseen:
         with suppress(SchedulerFailed):  # without accounts, logs and what scripts said of themselves are left
             rows = {**(cluster.ended(unseen) or {}), **rows}
     found = {}
-    for stage, of_stage in jobs.items():
-        lesson = _lesson(site, stage, of_stage, ends(study.run_folder, of_stage, rows, left))
+    for stage, part in dict.fromkeys((job.stage, job.part) for job in jobs):
+        of_part = [job for job in jobs if (job.stage, job.part) == (stage, part)]
+        lesson = _lesson(site, of_part, ends(study.run_folder, of_part, rows, left))
         if lesson is not None:
-            found[stage] = lesson
+            found[stage, part] = lesson
     return found
 
 
-def _lesson(site: Site, stage: str, jobs: Sequence[Submitted], found: Sequence[End]) -> Lesson | None:
+def _lesson(site: Site, jobs: Sequence[Submitted], found: Sequence[End]) -> Lesson | None:
     """More memory, doubled, where some job ran out of it; and the nodes that failed."""
+    stage, part = jobs[0].stage, jobs[0].part
     nodes = tuple(sorted({node for end in found if end.cause == "node" for node in end.nodes}))
     hungry = [end for end in found if end.cause == MEMORY]
-    asked = max((int(job.resources["mem_gb"]) for job in jobs if job.part != "gather"), default=0)
-    # what an earlier lesson raised stays raised
-    plain = site.resources(stage, ELEMENT if any(job.parts for job in jobs) else "").mem_gb
-    memory = asked if asked > plain else 0
+    asked = max(int(job.resources["mem_gb"]) for job in jobs)
+    plain = site.resources(stage, ELEMENT if jobs[0].parts else GATHER if part == GATHER else "").mem_gb
+    memory = asked if asked > plain else 0  # what an earlier lesson raised stays raised
     why = []
     if hungry:
-        partition = site.partitions.get(str(jobs[0].resources["partition"]), Partition())
-        limit = partition.mem_gb_per_node
+        limit = site.partitions.get(str(jobs[0].resources["partition"]), Partition()).mem_gb_per_node
         memory = min(2 * asked, limit) if limit else 2 * asked
         if memory <= asked:
             raise ConfigError(

@@ -116,11 +116,6 @@ def logs(run_folder: Path) -> Path:
     return own_folder(run_folder / "logs")
 
 
-def known_jobs(run_folder: Path) -> dict[str, Submitted]:
-    """Every job that was ever submitted here, by its number; the newest of a stage comes last."""
-    return {job.id: job for one in submissions(run_folder) for job in one.jobs if job.id}
-
-
 @contextmanager
 def submitting(run_folder: Path, patience_s: float = SUBMITTING_PATIENCE_S) -> Iterator[None]:
     """Hold the right to submit; a second caller waits until the first is through, to see what that one submitted.

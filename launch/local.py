@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hpc_cg.errors import BrokenLaunch, FolderBusy
-from hpc_cg.stages.product import RUNNING, STOP, owner
+from hpc_cg.stages.product import RUNNING, STOP, make_run_folder, owner
 from hpc_cg.stages.progress import Reading, clear_progress, read_progress
 from hpc_cg.stages.study import Study
 from jobs.alive import is_gone
@@ -109,6 +109,8 @@ def run_stage(study: Study, stage: str, n_ranks: int, view: View) -> Ended:
     """
     refuse_if_busy(study, stage)
     line, folder = command(study, stage, n_ranks), study.folder(stage)
+    with suppress(OSError):  # the stage itself says where it cannot write
+        make_run_folder(study.run_folder)
     clear_progress(folder)
     began, by_itself = time.time(), True
     with Interrupts() as interrupts:

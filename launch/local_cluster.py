@@ -4,7 +4,7 @@ Jobs wait for one another, elements of an array run side by side as far as the c
 safe place goes on. What a job runs is what a batch script runs, ``python -m jobs`` and then ``python -m jobs.after``,
 under mpiexec where it has several tasks. The runner belongs to no terminal, so a closed one does not end it.
 
-    <run>/jobs/local/<number>.json   a job: its command, cores, the jobs that it waits for
+    <run>/jobs/local/L<number>.json  a job: its command, cores, the jobs that it waits for
     <run>/jobs/local/<label>.state   how it stands: state, attempt, times; written by the runner
     <run>/jobs/local/CANCEL-<label>  asks the runner to end it
 """
@@ -36,6 +36,7 @@ POLL_S = 0.2
 END_PATIENCE_S = 30.0
 WAITING, RUNS, DONE, FAILED, CANCELLED = "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"
 RUNNER, CANCEL = "RUNNER", "CANCEL-"
+NO_RUNNER = "the runner of this machine's queue is no more"
 SINGLE = ("aggregate", "report")
 
 
@@ -69,6 +70,7 @@ class Standing:
     began: float = 0.0
     ended: float = 0.0
     pid: int = 0
+    started: str | None = None
     reason: str = ""
 
 
@@ -76,9 +78,10 @@ class LocalCluster:
     """This machine as a cluster of one node."""
 
     kind = "local"
+    n_live = 0
 
     def __init__(self, run_folder: Path, n_cores: int = 0):
-        self.run_folder = run_folder
+        self.run_folder, self._looked = run_folder, False
         self.n_cores = n_cores or len(os.sched_getaffinity(0))
         self.folder = run_folder / FOLDER / "local"
 
@@ -89,7 +92,7 @@ class LocalCluster:
             standing = read_standing(self.folder, job.label)
             state, reason = standing.state, standing.reason
             if state in (WAITING, RUNS) and not alive:
-                state, reason = FAILED, "the runner of this machine's queue is no more"
+                state, reason = FAILED, NO_RUNNER
             number, _, task = job.label.partition("_")
             now = time.time() if state == RUNS else standing.ended
             seconds = now - standing.began if standing.began else 0.0
@@ -105,8 +108,9 @@ class LocalCluster:
 
     def submit(self, study: Study, job: Job, tasks: Sequence[Task], after: Sequence[str]) -> str:
         own_folder(self.folder)
-        numbers = [int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal()]
-        number = str(max(numbers, default=0) + 1)
+        if not self._looked:
+            self._bury()
+        number = f"L{max((_number(path) for path in _job_files(self.folder)), default=0) + 1}"
         ask, wide = named(study, job), find_mpiexec() is not None and job.stage not in SINGLE
         count = min(ask.n_tasks, max(1, self.n_cores // ask.cpus_per_task)) if wide and not job.parts else 1
         cores = min(self.n_cores, count * ask.cpus_per_task)
@@ -129,6 +133,20 @@ class LocalCluster:
             )
         write_json(self.folder / f"{number}.json", [asdict(row) for row in rows])
         return number
+
+    def _bury(self) -> None:
+        """What a runner that is no more left unfinished has failed, and its processes are ended."""
+        self._looked = True
+        if product.claimed_by(self.folder / RUNNER) is not None:
+            return
+        for job in read_jobs(self.folder):
+            standing = read_standing(self.folder, job.label)
+            if standing.state in (WAITING, RUNS):
+                if standing.started and product.started_at(standing.pid) == standing.started:
+                    with suppress(ProcessLookupError):
+                        os.killpg(standing.pid, signal.SIGKILL)
+                buried = Standing(FAILED, standing.attempt, standing.began, time.time(), reason=NO_RUNNER)
+                write_json(self.folder / f"{job.label}.state", asdict(buried))
 
     def cancel(self, labels: Sequence[str]) -> None:
         for label in labels:
@@ -155,8 +173,15 @@ class LocalCluster:
 
 def read_jobs(folder: Path) -> tuple[LocalJob, ...]:
     """Every job of a queue, in order; elements of arrays each for itself."""
-    numbers = sorted((path for path in folder.glob("*.json") if path.stem.isdecimal()), key=lambda path: int(path.stem))
-    return tuple(_job(path, row) for path in numbers for row in read_json(path))
+    return tuple(_job(path, row) for path in sorted(_job_files(folder), key=_number) for row in read_json(path))
+
+
+def _job_files(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("L*.json") if path.stem[1:].isdecimal()]
+
+
+def _number(path: Path) -> int:
+    return int(path.stem[1:])
 
 
 def _job(path: Path, row: dict[str, Any]) -> LocalJob:
@@ -200,9 +225,9 @@ class Runner:
         while True:
             self._look_after_running()
             self._look_for_orders()
-            for label, job in self.jobs.items():
-                if self.standings[label].state == WAITING:
-                    self._start_if_possible(job)
+            before = self._states_of_numbers()
+            for label in [label for label, one in self.standings.items() if one.state == WAITING]:
+                self._start_if_possible(self.jobs[label], before)
             if not self.running and not any(one.state == WAITING for one in self.standings.values()):
                 return
             time.sleep(POLL_S)
@@ -212,23 +237,27 @@ class Runner:
         names = {path.name for path in self.folder.iterdir()}
         self.cancelled = {name.removeprefix(CANCEL) for name in names if name.startswith(CANCEL)}
         known = {label.partition("_")[0] for label in self.jobs}
-        if any(name.removesuffix(".json") not in known for name in names if name.removesuffix(".json").isdecimal()):
+        if {path.stem for path in _job_files(self.folder)} - known:
             for job in read_jobs(self.folder):
                 if job.label not in self.jobs:
                     self.jobs[job.label] = job
-                    standing = read_standing(self.folder, job.label)
-                    if standing.state == RUNS:  # of a runner that is no more
-                        standing = Standing(WAITING, standing.attempt + 1)
-                    self.standings[job.label] = standing
+                    self.standings[job.label] = read_standing(self.folder, job.label)
 
-    def _start_if_possible(self, job: LocalJob) -> None:
+    def _states_of_numbers(self) -> dict[str, set[str]]:
+        """The states that the elements of each job are in."""
+        found: dict[str, set[str]] = {}
+        for label, one in self.standings.items():
+            found.setdefault(label.partition("_")[0], set()).add(one.state)
+        return found
+
+    def _start_if_possible(self, job: LocalJob, states: Mapping[str, set[str]]) -> None:
         label, standing = job.label, self.standings[job.label]
-        before = [one for other, one in self.standings.items() if other.partition("_")[0] in job.after]
+        before: set[str] = set().union(*(states.get(number, set()) for number in job.after))
         if self._is_cancelled(label):
             self._stands(label, Standing(CANCELLED, standing.attempt, ended=time.time()))
-        elif any(one.state in (FAILED, CANCELLED) for one in before):
+        elif before & {FAILED, CANCELLED}:
             self._stands(label, Standing(CANCELLED, reason="DependencyNeverSatisfied", ended=time.time()))
-        elif any(one.state != DONE for one in before):
+        elif before - {DONE}:
             self._stands_if_new(label, standing, "Dependency")
         elif sum(one.job.cores for one in self.running.values()) + job.cores > self.n_cores:
             self._stands_if_new(label, standing, "Resources")
@@ -256,7 +285,8 @@ class Runner:
             start_new_session=True,
         )
         self.running[job.label] = Running(job, process, log)
-        self._stands(job.label, Standing(RUNS, standing.attempt, time.time(), pid=process.pid))
+        ticks = product.started_at(process.pid)
+        self._stands(job.label, Standing(RUNS, standing.attempt, time.time(), pid=process.pid, started=ticks))
 
     def _environment(self, job: LocalJob, attempt: int) -> dict[str, str]:
         threads = str(max(1, job.cores // job.tasks))
@@ -319,15 +349,17 @@ def main(arguments: Sequence[str]) -> int:
     """Entry point of the runner: a run folder, and how many cores it may use."""
     run_folder, n_cores = Path(arguments[0]), int(arguments[1])
     folder = run_folder / FOLDER / "local"
-    try:
-        product.claim(folder, RUNNER)
-    except FolderBusy:
-        return 0  # another works this queue off, and looks for new jobs by itself
-    try:
-        Runner(run_folder, n_cores).work_off()
-    finally:
-        product.release_claim(folder / RUNNER)
-    return 0
+    while True:
+        try:
+            product.claim(folder, RUNNER)
+        except FolderBusy:
+            return 0  # another works this queue off, and looks for new jobs also when it has left
+        try:
+            Runner(run_folder, n_cores).work_off()
+        finally:
+            product.release_claim(folder / RUNNER)
+        if not any(read_standing(folder, job.label).state == WAITING for job in read_jobs(folder)):
+            return 0
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class _Planner:
     site: Site
     states: Mapping[str, State]
     queued: Mapping[str, tuple[str, ...]]
-    lessons: Mapping[str, Lesson]
+    lessons: Mapping[tuple[str, str], Lesson]
     budget: int | None
     jobs: list[Job] = field(default_factory=list)
     last: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class _Planner:
     def add(self, stage: str) -> None:
         """Add the jobs of a stage that is neither sealed nor queued."""
         after, waits = self._before(stage)
-        if not self.site.is_array(stage):
+        if not (self.site.is_array(stage) and import_module(f"hpc_cg.stages.{stage}").divisible(self.study)):
             self._put(stage, WHOLE, (), after, waits)
             return
         parts = self._parts(stage)
@@ -107,11 +107,12 @@ class _Planner:
     def _put(
         self, stage: str, part: str, parts: tuple[str, ...], after: tuple[int, ...], waits: tuple[str, ...]
     ) -> int:
-        lesson = self.lessons.get(stage, NOTHING_LEARNT) if part != GATHER else NOTHING_LEARNT
-        ask = self.site.resources(stage, ELEMENT if parts else GATHER if part == GATHER else "")
+        lesson = self.lessons.get((stage, part), NOTHING_LEARNT)
+        kind = ELEMENT if parts else GATHER if part == GATHER else ""
+        ask = self.site.resources(stage, kind)
         ask = replace(ask, exclude=tuple(sorted({*ask.exclude, *lesson.exclude})))
         if lesson.mem_gb > ask.mem_gb:
-            ask = self.site.resources(stage, ELEMENT if parts else "", mem_gb=lesson.mem_gb, exclude=ask.exclude)
+            ask = self.site.resources(stage, kind, mem_gb=lesson.mem_gb, exclude=ask.exclude)
         at_once = self.site.wishes(stage).at_once if parts else 0
         self.jobs.append(Job(stage, part, parts, ask, after, waits, at_once))
         place = len(self.jobs) - 1
@@ -184,17 +185,19 @@ def chain_of(
     wanted: Sequence[str],
     site: Site,
     queued: Mapping[str, tuple[str, ...]] | None = None,
-    lessons: Mapping[str, Lesson] | None = None,
+    lessons: Mapping[tuple[str, str], Lesson] | None = None,
+    n_live: int = 0,
 ) -> Chain:
     """The chain that makes the wanted stages of a study.
 
     queued    numbers of the jobs in the queue, for each stage that has some
-    lessons   of earlier jobs, for each stage that has some
+    lessons   of earlier jobs, for each stage and part ("whole", "gather") that has some
+    n_live    jobs that this user has in the queue
     Raises NotSealed where a wanted stage reads one that is neither there nor coming, ConfigError of the site's limits.
     """
     states, queued = study.states(), queued or {}
     limit = site.site.max_submit_jobs
-    budget = limit - sum(len(ids) for ids in queued.values()) if limit else None
+    budget = limit - n_live if limit else None
     planner = _Planner(study, site, states, queued, lessons or {}, budget)
     sealed = []
     for stage in study.stages:

@@ -13,7 +13,7 @@ from hpc_cg.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:+-]{0,99}")
 FOLDER = re.compile(r"[\w./~%][\w ./%+=@,-]{0,999}")
-PROGRAM = re.compile(r"[\w./~][\w ./+=@-]{0,999}")
+PROGRAM = re.compile(r"[\w./][\w ./+=@-]{0,999}")
 SETUP = re.compile(r"[A-Za-z0-9_./~][A-Za-z0-9_./~:=+,@% -]{0,999}")
 SCRATCH = re.compile(r"(?:/|\$(?:TMPDIR|SLURM_TMPDIR)\b)(?:[A-Za-z0-9_./+=@-]|\$(?:USER|SLURM_JOB_ID)\b)*")
 """A folder of a node: variables of these names may stand in it, and are read on the node."""

@@ -29,7 +29,7 @@ NAME = "site.toml"
 VARIABLE = "HPC_CG_SITE"
 
 ELEMENTS: dict[str, Resources] = {
-    "kernel": Resources(cpus_per_task=4, gpus_per_node=1, mem_gb=32, time_minutes=240),
+    "kernel": Resources(cpus_per_task=1, mem_gb=8, time_minutes=240),
     "simulate": Resources(cpus_per_task=4, gpus_per_node=1, mem_gb=16, time_minutes=1440),
 }
 """What one element of an array asks for, where a site says nothing else."""
@@ -175,7 +175,9 @@ class Site:
             "mpi": site.mpi,
             "setup": site.setup,
             "container": site.container,
-            "python": site.python or ("python" if site.container else sys.executable),
+            "python": str(Path(site.python).expanduser())
+            if site.python
+            else ("python" if site.container else sys.executable),
             "scratch": site.scratch,
             "max_attempts": site.max_attempts,
         }
@@ -189,13 +191,21 @@ class Site:
         return asked
 
 
+def _python(site: SiteConfig) -> str:
+    """The Python of the nodes: the one named, that of the container, or the one that runs this."""
+    if site.python:
+        return str(Path(site.python).expanduser())
+    return "python" if site.container else sys.executable
+
+
 def _fitted(default: Resources, partition: Partition, wished: Mapping[str, Any]) -> Resources:
     """A default made as small as a partition; what is wished for stays, and is checked later."""
     cpus = int(wished.get("cpus_per_task") or default.cpus_per_task)
     tasks = int(wished.get("tasks_per_node") or default.tasks_per_node)
     found = default
     if partition.cpus_per_node:
-        cpus = cpus if "cpus_per_task" in wished else min(cpus, partition.cpus_per_node)
+        together = tasks if "tasks_per_node" in wished else 1
+        cpus = cpus if "cpus_per_task" in wished else max(1, min(cpus, partition.cpus_per_node // together))
         tasks = tasks if "tasks_per_node" in wished else min(tasks, max(1, partition.cpus_per_node // cpus))
     gpus = int(wished.get("gpus_per_node", default.gpus_per_node))
     if "gpus_per_node" not in wished and partition != Partition():

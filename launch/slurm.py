@@ -31,7 +31,9 @@ ACTIVE = frozenset(
 )
 """States of jobs that are in the queue; all others have ended."""
 
+DEFAULTS_OF = ("SBATCH_", "SQUEUE_", "SCANCEL_", "SACCT_", "SINFO_")
 _COLUMNS = ("%k", "%F", "%K", "%T", "%M", "%l", "%N", "%r")
+_ACCOUNTED = ("JobID", "State", "Elapsed", "Timelimit", "NodeList", "FailedNode")
 _PER_CALL = 500
 
 
@@ -75,7 +77,15 @@ class Queued:
 def ask(words: Sequence[str], patience_s: float = PATIENCE_S) -> str:
     """What a program prints; raises SchedulerFailed where it is not there, fails, or does not end in time."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=patience_s, check=False)
+        done = subprocess.run(
+            words,
+            env=plain_environment(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=patience_s,
+            check=False,
+        )
     except FileNotFoundError as error:
         raise SchedulerFailed(
             f"asking Slurm ({words[0]})", f"no program {words[0]} here", "run this on a login node, or --cluster local"
@@ -98,6 +108,15 @@ def ask(words: Sequence[str], patience_s: float = PATIENCE_S) -> str:
     return done.stdout
 
 
+def plain_environment() -> dict[str, str]:
+    """The environment without what would change the meaning of a call: defaults of a user's shell for these programs.
+
+    Account, partition and QOS stay: scripts name them where a site does, and the command line goes before.
+    """
+    kept = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS")
+    return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(DEFAULTS_OF)}
+
+
 def queue(patience_s: float = PATIENCE_S) -> tuple[Queued, ...]:
     """All of this user's jobs that Slurm still knows of, elements of arrays each for itself; one call."""
     words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}"]
@@ -118,11 +137,12 @@ def accounts(jobs: Sequence[str], patience_s: float = PATIENCE_S) -> tuple[Queue
     for first in range(0, len(jobs), _PER_CALL):
         words = ["sacct", "--noheader", "--parsable2", "--allocations", "--array", "--duplicates"]
         names = ",".join(jobs[first : first + _PER_CALL])
-        text = ask(
-            [*words, "--format=JobID,State,Elapsed,Timelimit,NodeList,FailedNode", f"--jobs={names}"], patience_s
-        )
+        text = ask([*words, f"--format={','.join(_ACCOUNTED)}", f"--jobs={names}"], patience_s)
         for row in text.splitlines():
-            label, state, elapsed, limit, nodes, failed = row.split("|")
+            cells = row.split("|")
+            if len(cells) != len(_ACCOUNTED) or not cells[1].strip():
+                continue  # a job that is not accounted yet
+            label, state, elapsed, limit, nodes, failed = cells
             job, _, task = label.partition("_")
             number = int(task) if task.isdecimal() else None
             nodes = "" if nodes == "None assigned" else nodes

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from hpc_cg.errors import HpcCgError, SchedulerFailed
-from hpc_cg.stages.product import State, owner, read_seal, state
+from hpc_cg.stages.product import State, may_continue, owner, read_seal, state
 from hpc_cg.stages.study import Study
 from jobs.outcome import Attempt, Outcomes
 from launch import history, ledger
@@ -90,15 +90,15 @@ def report(study: Study, site: Site) -> Report:
     lines, known = survey(study), ledger.submissions(study.run_folder)
     if not known:
         return Report(study.study.name, lines)
-    cluster = cluster_of(known[-1].cluster, study.run_folder, site.site.accounting)
+    clusters = [cluster_of(kind, study.run_folder, site.site.accounting) for kind in {one.cluster for one in known}]
     left = Outcomes(study.run_folder)
     try:
-        queue = cluster.queue()
+        queue = [job for cluster in clusters for job in cluster.queue()]
     except SchedulerFailed as error:
         return Report(study.study.name, lines, (f"what is in the queue is not known: {error}",), left)
     jobs = {line.stage: history.latest(known, line.stage) for line in lines if line.state != State.SEALED}
     rows = {job.label: job for job in queue}
-    unknown = _ask_for_the_lost(cluster, jobs, rows, left)
+    unknown = tuple(sentence for cluster in clusters for sentence in _ask_for_the_lost(cluster, jobs, rows, left))
     told = tuple(_with_jobs(study, line, jobs.get(line.stage, ()), rows, left) for line in lines)
     return Report(study.study.name, told, unknown, left)
 
@@ -115,7 +115,9 @@ def _ask_for_the_lost(
         for of_stage in jobs.values()
         for job in of_stage
         for label in job.labels
-        if label not in rows and left.verdicts.get(label) in (None, "again")
+        if label.startswith("L") == (cluster.kind == "local")
+        and label not in rows
+        and left.verdicts.get(label) in (None, "again")
     ]
     if not lost:
         return ()
@@ -256,6 +258,8 @@ def known(study: Study, stage: str, found: State) -> str:
         seal = read_seal(study.folder(stage))
         return "" if seal is None else figures(study, stage, seal)
     other = owner(study.folder(stage))
+    if found == State.PARTIAL and not may_continue(study.folder(stage), study.fingerprint(stage), study.intent(stage)):
+        return "begun with other settings or inputs: will be set aside"
     if found == State.PARTIAL:
         done = study.done(stage)
         count = "begun" if done is None else f"{done[0]:,} of {done[1]:,} {done[2]}"

@@ -5,16 +5,18 @@ no more. Submitting again is the way to go on after any end: what is sealed stay
 failed is submitted with what was learnt (more memory where that ran out, other nodes where one failed).
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from hpc_cg.errors import AlreadySubmitted, HpcCgError
 from hpc_cg.provenance import code_version
+from hpc_cg.stages.product import STOP
 from hpc_cg.stages.study import Study
 from jobs.outcome import Outcomes
 from jobs.task import GATHER, compress
 from launch import ledger
-from launch.cluster import Cluster, named, script_of
+from launch.cluster import Cluster, cluster_of, named, script_of
 from launch.history import lessons_of
 from launch.plan import Chain, Job, chain_of
 from launch.site import Site
@@ -22,6 +24,10 @@ from launch.sizes import bytes_of
 from launch.slurm import Queued
 
 Say = Callable[[str], None]
+SETTLE_S, SETTLE_POLL_S = 60.0, 2.0
+"""How long jobs may take to leave the queue once they are ending, and between two looks."""
+
+ENDING, NEVER = ("COMPLETING",), "DependencyNeverSatisfied"
 
 
 def submit(study: Study, wanted: Sequence[str], site: Site, cluster: Cluster, say: Say) -> tuple[ledger.Submitted, ...]:
@@ -32,14 +38,16 @@ def submit(study: Study, wanted: Sequence[str], site: Site, cluster: Cluster, sa
     """
     run_folder = study.run_folder
     with ledger.submitting(run_folder):
-        live = [job for job in cluster.queue() if job.active]
-        queued = queued_stages(live)
         known = ledger.submissions(run_folder)
-        lessons = lessons_of(study, wanted, site, known, Outcomes(run_folder), live, cluster)
-        for stage, lesson in lessons.items():
+        _refuse_if_elsewhere(study, known, cluster)
+        rows = _settled(cluster)
+        live = [job for job in rows if job.active]
+        queued = queued_stages(live)
+        lessons = lessons_of(study, wanted, site, known, Outcomes(run_folder), rows, cluster)
+        for (stage, _), lesson in lessons.items():
             if lesson.why and stage not in queued:
                 say(f"{stage}: {lesson.why}")
-        chain = chain_of(study, wanted, site, queued, lessons)
+        chain = chain_of(study, wanted, site, queued, lessons, cluster.n_live)
         if not chain.jobs:
             if chain.queued:
                 raise AlreadySubmitted(
@@ -51,20 +59,55 @@ def submit(study: Study, wanted: Sequence[str], site: Site, cluster: Cluster, sa
         return _send(study, chain, cluster, say)
 
 
+def _refuse_if_elsewhere(study: Study, known: Sequence[ledger.Submission], cluster: Cluster) -> None:
+    """Raise AlreadySubmitted where jobs of this study are in the queue of another kind of cluster."""
+    for kind in {one.cluster for one in known} - {cluster.kind}:
+        live = [job for job in cluster_of(kind, study.run_folder, accounting=False).queue() if job.active]
+        if live:
+            raise AlreadySubmitted(
+                f"submitting to {cluster.kind}",
+                f"jobs of this study in the queue of {kind}: {live_labels(live)}",
+                "wait for them, or end them with hpc-cg cancel",
+            )
+
+
+def _settled(cluster: Cluster) -> tuple[Queued, ...]:
+    """The queue, as soon as nothing in it is about to leave it: nobody can wait for a job that is ending.
+
+    Raises AlreadySubmitted where that takes too long.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        rows = cluster.queue()
+        ending = [job for job in rows if job.active and (job.state in ENDING or job.reason == NEVER)]
+        if not ending:
+            return rows
+        if time.monotonic() > deadline:
+            raise AlreadySubmitted(
+                "submitting what is missing",
+                f"jobs that are still ending: {live_labels(ending)}",
+                "submit again in a minute",
+            )
+        time.sleep(SETTLE_POLL_S)
+
+
 def _send(study: Study, chain: Chain, cluster: Cluster, say: Say) -> tuple[ledger.Submitted, ...]:
     run_folder = study.run_folder
     copy, _ = str(ledger.keep_study(study)), ledger.logs(run_folder)
+    for stage in {job.stage for job in chain.jobs}:
+        (study.folder(stage) / STOP).unlink(missing_ok=True)
     submission = ledger.begin(study, cluster.kind, code_version())
     sent: list[str] = []
     for place, job in enumerate(chain.jobs):
         after = [*(sent[before] for before in job.after), *job.waits]
         try:
             number = cluster.submit(study, job, job.tasks(str(study.path), copy), after)
-        except HpcCgError:
+        except (HpcCgError, KeyboardInterrupt):
             done = [f"{one.title} {number}" for one, number in zip(chain.jobs, sent, strict=False)]
             if done:
                 say(f"submitted before that: {', '.join(done)}; they stay in the queue")
             cluster.started()
+            _withdraw_strays(cluster, sent, job, say)
             raise
         sent.append(number)
         row = ledger.Submitted(number, job.stage, job.part, job.parts, asdict(named(study, job)), tuple(after))
@@ -73,6 +116,19 @@ def _send(study: Study, chain: Chain, cluster: Cluster, say: Say) -> tuple[ledge
         say(f"{job_line(job, place, chain)}  job {number}")
     cluster.started()
     return submission.jobs
+
+
+def _withdraw_strays(cluster: Cluster, sent: Sequence[str], job: Job, say: Say) -> None:
+    """Take back a job that the scheduler took although its number never came: its payload is not complete."""
+    try:
+        mark = f":{job.stage}:{job.part}"
+        rows = [row for row in cluster.queue() if row.active and row.comment.endswith(mark) and row.job not in sent]
+        strays = sorted({row.job for row in rows} - set(job.waits))
+        if strays:
+            cluster.cancel(strays)
+            say(f"taken back, as it came without a number: {job.title} {', '.join(strays)}")
+    except HpcCgError as error:
+        say(f"whether {job.title} was taken is not known ({error}); hpc-cg cancel ends what was")
 
 
 def queued_stages(live: Sequence[Queued]) -> dict[str, tuple[str, ...]]:

@@ -88,11 +88,11 @@ def sbatch_text(stage: str, resources: Resources, study: str, extras: Extras | N
         job_name=job_name,
         extras=extras,
         log=f"{resources.log_folder}/%x-{'%A_%a' if extras.parts else '%j'}.log",
-        log_here=f"{resources.log_folder.replace('%x', job_name)}/{job_name}-$job.log",
+        log_here=f"{log_place(resources.log_folder, job_name)}/{job_name}-$job.log",
         signal_seconds=signal_seconds(resources) if stage in STOPPABLE and extras.part != GATHER else None,
         python=python,
         scratch=_FROM_SHELL.sub(r"${\1:-/tmp}", resources.scratch),
-        run=extras.run or f"{python} -m jobs {words}",
+        run=extras.run or f"-m jobs {words}",
         words=words,
     )
 
@@ -105,6 +105,11 @@ def _words(stage: str, study: str, extras: Extras) -> str:
         raise ConfigError("resources", [f"study = {study!r}: is no path that a batch script can hold."])
     words = shlex.join(Task(study, stage, extras.part).words)
     return f'{words} --part "${{parts[$SLURM_ARRAY_TASK_ID]}}"' if extras.parts else words
+
+
+def log_place(folder: str, job_name: str) -> str:
+    """The folder of logs that Slurm makes of a pattern, man sbatch, "filename pattern"."""
+    return folder.replace("%x", job_name).replace("%%", "%")
 
 
 def write_templates(folder: Path) -> None:

@@ -26,7 +26,7 @@ class Sbatch(core.PicklingExecutor):
     """A submitit executor for one batch script.
 
     folder        of pickles; must be the user's own
-    text          the script
+    text          the script; what the user's shell sets for sbatch does not go before it
     words         more words for sbatch, e.g. its dependency
     """
 
@@ -77,7 +77,13 @@ class Sbatch(core.PicklingExecutor):
         return self.text
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        return ["sbatch", "--parsable", *self.words, str(submission_file_path)]
+        return ["sbatch", "--parsable", *self._named(), *self.words, str(submission_file_path)]
+
+    def _named(self) -> list[str]:
+        """Account, partition and QOS of the script again: variables of the shell go before lines of a script."""
+        flags = ("account", "partition", "qos")
+        lines = [line.removeprefix("#SBATCH ") for line in self.text.splitlines() if line.startswith("#SBATCH --")]
+        return [line for line in lines if line.removeprefix("--").partition("=")[0] in flags]
 
     @staticmethod
     def _get_job_id_from_submission_command(string: str | bytes) -> str:
@@ -88,6 +94,6 @@ class Sbatch(core.PicklingExecutor):
         return number
 
 
-def run_words(python: str, folder: Path) -> str:
-    """What srun starts: submitit's worker, which reads the task from ``folder``."""
-    return f"{python} {WORKER} {shlex.quote(str(folder))}"
+def run_words(folder: Path) -> str:
+    """What Python runs: submitit's worker, which reads the task from ``folder``."""
+    return f"{WORKER} {shlex.quote(str(folder))}"

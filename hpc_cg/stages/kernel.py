@@ -109,6 +109,11 @@ def lay_out(study: "Study") -> None:
         layout.create(study.folder("kernel") / layout.STORE, spec)
 
 
+def divisible(study: "Study") -> bool:
+    """Whether there is work to divide: where labels are drawn anew in training, only W is fitted."""
+    return study.tables["kernel"].draws == "stored"
+
+
 def n_items(study: "Study") -> int:
     """How many shards there are to label."""
     return len(_shards(study))

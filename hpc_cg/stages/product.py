@@ -11,6 +11,7 @@ A folder whose fingerprint is not the one asked for is moved to <run>/superseded
 import json
 import os
 import platform
+import random
 import socket
 import time
 import uuid
@@ -46,8 +47,8 @@ MAKERS = "makers"
 JOB, ATTEMPT = "HPC_CG_JOB", "HPC_CG_ATTEMPT"
 """Variables that name the job and count its earlier attempts, where that is not Slurm's."""
 
-JOIN_PATIENCE_S = 120.0
-"""How long one of several that begin at once waits for the first of them to make the folder ready."""
+BEGIN_PATIENCE_S, ASK_AFTER_S = 300.0, 30.0
+"""How long one of several that begin at once waits for the others, and after which time it asks whether they live."""
 
 ADDED = "was not there when the product was sealed"
 
@@ -142,8 +143,8 @@ def begin(
     gone      asked of a claim of another host whether its process is no more; by default it is taken for alive
     Raises FolderBusy where another run works here, FolderNotWritable, DiskFull.
     """
-    with explain_write_errors(folder):
-        _make_folder(folder)
+    with explain_write_errors(folder), _beginning(folder, gone):
+        folder.mkdir(exist_ok=True)
         _claim(folder, gone)
         try:
             _make_ready(folder, {"fingerprint": fingerprint, "inputs": inputs}, lay_out)
@@ -166,29 +167,47 @@ def join(
     Whoever comes first does what ``begin`` does, the others wait for it. Arguments and errors are those of ``begin``.
     """
     intent = {"fingerprint": fingerprint, "inputs": inputs}
-    deadline = time.monotonic() + JOIN_PATIENCE_S
     with explain_write_errors(folder):
-        _make_folder(folder)
-        while not _is_meant_for(folder, intent):
-            try:
-                _claim(folder, gone)
-            except FolderBusy:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-                continue
-            try:
-                _make_ready(folder, intent, lay_out)
-            finally:
-                release(folder)
+        if not may_continue(folder, fingerprint, inputs):
+            with _beginning(folder, gone):
+                folder.mkdir(exist_ok=True)
+                if not _is_meant_for(folder, intent):
+                    _claim(folder, gone)
+                    try:
+                        _make_ready(folder, intent, lay_out)
+                    finally:
+                        release(folder)
         _claim(folder, gone, part)
 
 
-def _make_folder(folder: Path) -> None:
-    """A stage's folder in a run folder; where that is new, it is its user's alone."""
-    folder.parent.parent.mkdir(parents=True, exist_ok=True)
-    folder.parent.mkdir(mode=0o700, exist_ok=True)
-    folder.mkdir(exist_ok=True)
+@contextmanager
+def _beginning(folder: Path, gone: "Gone | None") -> Iterator[None]:
+    """The right to make a stage's folder ready: a claim beside it, since the folder itself may be moved aside.
+
+    It is held for moments, so others wait; whether its holder is gone is asked only of one who holds it long.
+    """
+    make_run_folder(folder.parent)
+    name, began = f".{folder.name}.BEGINNING", time.monotonic()
+    while True:
+        try:
+            claim(folder.parent, name, gone if time.monotonic() - began > ASK_AFTER_S else None)
+            break
+        except FolderBusy:
+            if time.monotonic() - began > BEGIN_PATIENCE_S:
+                raise
+        time.sleep(random.uniform(0.05, 0.3))
+    try:
+        yield
+    finally:
+        release_claim(folder.parent / name)
+
+
+def make_run_folder(run_folder: Path) -> None:
+    """Make a run folder; a new one is its user's alone."""
+    run_folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        run_folder.mkdir(mode=0o700)
+        run_folder.chmod(0o700)
 
 
 def _make_ready(folder: Path, intent: dict[str, Any], lay_out: Callable[[], None]) -> None:
@@ -209,7 +228,10 @@ def may_continue(folder: Path, fingerprint: str, inputs: dict[str, str]) -> bool
 
 
 def _is_meant_for(folder: Path, intent: dict[str, Any]) -> bool:
-    return (folder / INTENT).exists() and read_json(folder / INTENT) == intent
+    try:
+        return read_json(folder / INTENT) == intent
+    except MissingInput:
+        return False
 
 
 def seal(
@@ -356,11 +378,14 @@ class Owner:
 
     @property
     def gone(self) -> bool:
-        """Whether that process is certainly no more: dead on this host, or of an earlier attempt of this very job."""
+        """Whether that process is certainly no more: dead on this host, or of an earlier attempt of this very job.
+
+        An earlier attempt on a node that was lost may go on unseen: what it writes are the same bytes.
+        """
         me = _me()
-        if self.host == me.host:
-            return _started(self.pid) != self.started
-        return bool(self.job) and self.job == me.job and self.attempt != me.attempt
+        if self.job and self.job == me.job and self.attempt != me.attempt:
+            return True
+        return self.host == me.host and started_at(self.pid) != self.started
 
 
 Gone = Callable[[Owner], bool]
@@ -383,10 +408,19 @@ def claimed_by(path: Path) -> Owner | None:
     return None if found is None or found.gone else found
 
 
+def job_label(environ: Mapping[str, str]) -> str:
+    """The job that a process is part of, as its scheduler names it: ``12``, ``31_5`` in an array; empty outside."""
+    if environ.get(JOB):
+        return environ[JOB]
+    if environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    return environ.get("SLURM_JOB_ID", "")
+
+
 def _me() -> Owner:
-    job = os.environ.get(JOB) or os.environ.get("SLURM_JOB_ID", "")
+    job = job_label(os.environ)
     attempt = os.environ.get(ATTEMPT) or os.environ.get("SLURM_RESTART_COUNT", "")
-    return Owner(socket.gethostname(), os.getpid(), _started(os.getpid()), job, attempt)
+    return Owner(socket.gethostname(), os.getpid(), started_at(os.getpid()), job, attempt)
 
 
 def _claim_path(folder: Path, part: str) -> Path:
@@ -465,7 +499,7 @@ def _remade(folder: Path) -> Path:
     return folder
 
 
-def _started(pid: int) -> str | None:
+def started_at(pid: int) -> str | None:
     """When a process started, in the kernel's ticks: with its number it names the process. None for the dead.
 
     Where there is no /proc, nobody counts as dead and a claim that was left behind is removed by hand.

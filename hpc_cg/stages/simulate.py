@@ -126,6 +126,11 @@ def lay_out(study: "Study") -> None:
     _temperature(study)
 
 
+def divisible(study: "Study") -> bool:
+    """Whether there is work to divide."""
+    return True
+
+
 def n_items(study: "Study") -> int:
     """How many groups there are to simulate."""
     return len(study.tables["simulate"].groups)

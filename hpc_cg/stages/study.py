@@ -28,8 +28,8 @@ FORMAT = 2
 """Raised when a product of an older version must not be taken for one of this."""
 
 ARRAYS = ("kernel", "simulate")
-"""Stages whose items may be done by processes that never meet: ``n_items``, ``pending``, ``lay_out``, ``work_on``,
-``gather``."""
+"""Stages whose items may be done by processes that never meet: these have ``divisible``, ``n_items``, ``pending``,
+``lay_out``, ``work_on`` and ``gather``."""
 
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "reference": (),

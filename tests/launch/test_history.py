@@ -84,19 +84,19 @@ def learnt(study: Study, here: Site, found: Queued, asked_gb: int = 4) -> dict[s
 
 
 def test_what_ran_out_of_memory_asks_for_twice_as_much_and_no_more_than_there_is(study: Study) -> None:
-    lesson = learnt(study, site(100), row("OUT_OF_MEMORY"))["train"]
+    lesson = learnt(study, site(100), row("OUT_OF_MEMORY"))["train", "whole"]
     assert lesson.mem_gb == 8 and "ran out of 4 GB (job 7)" in lesson.why
-    assert learnt(study, site(6), row("OUT_OF_MEMORY"))["train"].mem_gb == 6
+    assert learnt(study, site(6), row("OUT_OF_MEMORY"))["train", "whole"].mem_gb == 6
     with pytest.raises(ConfigError, match="ran out of 4 GB"):
         learnt(study, site(4), row("OUT_OF_MEMORY"))
 
 
 def test_memory_that_was_learnt_once_stays(study: Study) -> None:
-    assert learnt(study, site(100), row("TIMEOUT"), asked_gb=16)["train"].mem_gb == 16
+    assert learnt(study, site(100), row("TIMEOUT"), asked_gb=16)["train", "whole"].mem_gb == 16
 
 
 def test_failed_nodes_are_kept_away_from(study: Study) -> None:
-    lesson = learnt(study, site(100), row("NODE_FAIL", nodes="n[1-2]", failed_node="n2"))["train"]
+    lesson = learnt(study, site(100), row("NODE_FAIL", nodes="n[1-2]", failed_node="n2"))["train", "whole"]
     assert lesson.exclude == ("n2",)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -99,21 +100,21 @@ def states(folder: Path) -> dict[str, str]:
 def test_jobs_wait_for_those_before_them_and_end_when_these_fail(tmp_path: Path) -> None:
     runner = queued(
         tmp_path,
-        {"label": "1", "code": "raise SystemExit(3)"},
-        {"label": "2", "after": ["1"]},
-        {"label": "3", "after": ["2"]},
-        {"label": "4"},
-        {"label": "5", "after": ["4"]},
+        {"label": "L1", "code": "raise SystemExit(3)"},
+        {"label": "L2", "after": ["L1"]},
+        {"label": "L3", "after": ["L2"]},
+        {"label": "L4"},
+        {"label": "L5", "after": ["L4"]},
     )
     runner.work_off()
-    assert states(tmp_path) == {"1": FAILED, "2": CANCELLED, "3": CANCELLED, "4": DONE, "5": DONE}
+    assert states(tmp_path) == {"L1": FAILED, "L2": CANCELLED, "L3": CANCELLED, "L4": DONE, "L5": DONE}
 
 
 def test_no_more_run_at_once_than_there_are_cores(tmp_path: Path) -> None:
     """Each element writes when it began and ended; at no time do three of them run."""
     times = str(tmp_path / "times")
     code = f"import time as t; b = t.time(); t.sleep(.4); print(b, t.time(), file=open({times!r}, 'a'))"
-    queued(tmp_path, *({"label": f"1_{number}", "code": code} for number in range(5))).work_off()
+    queued(tmp_path, *({"label": f"L1_{number}", "code": code} for number in range(5))).work_off()
     spans = [tuple(map(float, line.split())) for line in (tmp_path / "times").read_text().splitlines()]
     assert len(spans) == 5
     for began, _ in spans:
@@ -122,43 +123,53 @@ def test_no_more_run_at_once_than_there_are_cores(tmp_path: Path) -> None:
 
 def test_a_job_that_stopped_goes_on_with_the_next_attempt(tmp_path: Path) -> None:
     code = "import os, sys; n = os.environ['HPC_CG_ATTEMPT']; print(n); sys.exit(75 if n < '2' else 0)"
-    queued(tmp_path, {"label": "1", "code": code}).work_off()
-    assert states(tmp_path) == {"1": DONE}
-    assert [line for line in (tmp_path / "1.log").read_text().splitlines() if line.isdecimal()] == ["0", "1", "2"]
+    queued(tmp_path, {"label": "L1", "code": code}).work_off()
+    assert states(tmp_path) == {"L1": DONE}
+    assert [line for line in (tmp_path / "L1.log").read_text().splitlines() if line.isdecimal()] == ["0", "1", "2"]
 
 
 def test_a_cancelled_job_ends_and_those_after_it_never_begin(tmp_path: Path) -> None:
-    runner = queued(tmp_path, {"label": "1", "code": "import time; time.sleep(60)"}, {"label": "2", "after": ["1"]})
-    (tmp_path / "jobs" / "local" / "CANCEL-1").touch()
+    runner = queued(tmp_path, {"label": "L1", "code": "import time; time.sleep(60)"}, {"label": "L2", "after": ["L1"]})
+    (tmp_path / "jobs" / "local" / "CANCEL-L1").touch()
     began = time.monotonic()
     runner.work_off()
-    assert states(tmp_path) == {"1": CANCELLED, "2": CANCELLED}
+    assert states(tmp_path) == {"L1": CANCELLED, "L2": CANCELLED}
     assert time.monotonic() - began < 30
 
 
-def test_what_a_dead_runner_left_running_is_begun_again_and_shown_as_failed_meanwhile(tmp_path: Path) -> None:
-    runner = queued(tmp_path, {"label": "1"})
-    local = tmp_path / "jobs" / "local"
-    (local / "1.state").write_text(json.dumps({"state": "RUNNING", "attempt": 0, "began": 1.0}))
-    (job,) = LocalCluster(tmp_path).queue()
-    assert job.state == FAILED and "runner" in job.reason
-    runner.work_off()
-    assert states(tmp_path) == {"1": DONE} and read_standing(local, "1").attempt == 1
+def test_what_a_dead_runner_left_has_failed_and_its_processes_end_before_more_is_submitted(
+    plain: Study, tmp_path: Path
+) -> None:
+    shutil.copytree(plain.root / "archive", tmp_path / "archive")
+    study = read_study(write_study(tmp_path, archive=False))
+    queued(study.run_folder, {"label": "L1"}, {"label": "L2", "after": ["L1"]})
+    local = study.run_folder / "jobs" / "local"
+    orphan = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    ticks = product.started_at(orphan.pid)
+    (local / "L1.state").write_text(json.dumps({"state": "RUNNING", "began": 1.0, "pid": orphan.pid, "started": ticks}))
+    first, second = LocalCluster(study.run_folder).queue()
+    assert first.state == second.state == FAILED and "runner" in first.reason
+    for path in (study.run_folder, study.run_folder / "jobs"):
+        path.chmod(0o700)
+    submit(study, ("prepare",), SITE, LocalCluster(study.run_folder, 2), quiet)
+    assert orphan.wait(timeout=30) == -signal.SIGKILL
+    wait_for_end(study)
+    assert states(study.run_folder) == {"L1": FAILED, "L2": FAILED, "L3": DONE}
 
 
 def test_one_runner_works_a_queue_off(tmp_path: Path) -> None:
-    queued(tmp_path, {"label": "1"})
+    queued(tmp_path, {"label": "L1"})
     local = tmp_path / "jobs" / "local"
     product.claim(local, "RUNNER")
     line = [sys.executable, "-m", "launch.local_cluster", str(tmp_path), "2"]
     assert subprocess.run(line, timeout=60).returncode == 0
-    assert states(tmp_path) == {"1": "PENDING"}
+    assert states(tmp_path) == {"L1": "PENDING"}
     product.release_claim(local / "RUNNER")
     assert subprocess.run(line, timeout=60).returncode == 0
-    assert states(tmp_path) == {"1": DONE}
+    assert states(tmp_path) == {"L1": DONE}
 
 
 def test_a_job_in_a_file_is_the_job(tmp_path: Path) -> None:
-    queued(tmp_path, {"label": "1", "after": ["7"]})
+    queued(tmp_path, {"label": "L1", "after": ["L7"]})
     (job,) = read_jobs(tmp_path / "jobs" / "local")
-    assert isinstance(job, LocalJob) and job.after == ("7",) and isinstance(job.work, tuple)
+    assert isinstance(job, LocalJob) and job.after == ("L7",) and isinstance(job.work, tuple)

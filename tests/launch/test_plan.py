@@ -128,7 +128,7 @@ def test_a_sealed_stage_is_made_again_when_what_it_reads_is(study: Study) -> Non
 
 def test_lessons_are_asked_for(study: Study) -> None:
     lesson = Lesson(mem_gb=64, exclude=("n7",), why="")
-    job, gather = chain_of(study, STAGES, PLAIN, {}, {"simulate": lesson}).jobs[:2]
+    job, gather = chain_of(study, STAGES, PLAIN, {}, {("simulate", "whole"): lesson}).jobs[:2]
     assert (job.resources.mem_gb, job.resources.exclude) == (64, ("n7",))
     assert gather.resources.exclude == ()
 

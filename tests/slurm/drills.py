@@ -78,7 +78,8 @@ mem_gb = 1
 
 def clean(environ: dict[str, str]) -> dict[str, str]:
     """The environment of a user's shell on the login node."""
-    found = environ | {"PYTHONPATH": str(ROOT), "UCX_LOG_LEVEL": "error", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    found = environ | {"PYTHONPATH": str(ROOT), "UCX_LOG_LEVEL": "error", "COLUMNS": "80"}
+    found |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return found | {"PATH": f"{Path(sys.executable).parent}:{found['PATH']}"}
 
 
