@@ -23,7 +23,7 @@ HPC_CG = [sys.executable, "-c", "from launch.cli import main; main()"]
 UNSEALED = {"INTENT", "RUNNING", "SEALED", ".progress", "makers"}
 CHECKPOINT_EVERY = 50
 LONG: dict[str, dict[str, Any]] = {
-    "prepare": {"shard_frames": 4},
+    "prepare": {"shard_frames": 2},
     "train": {"steps": 300, "checkpoint_every": CHECKPOINT_EVERY, "validate_every": 100},
     "simulate": {"time_ps": 4.0, "block_ps": 0.4},
 }

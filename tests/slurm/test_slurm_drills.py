@@ -235,14 +235,19 @@ class Hit:
     at_most: int
 
 
-def at_work(environ: Environ, study_before: Make, partition: str) -> list[Hit]:
-    """A job of each stage, of a study each, at the same time, each far enough to be disturbed."""
+def at_work(environ: Environ, study_before: Make, partition: str, disturb: Disturb | None = None) -> list[Hit]:
+    """A job of each stage, of a study each, at the same time; each disturbed as soon as it is far enough."""
+
+    def hit(stage: str, study: Study) -> Hit:
+        job = begun(environ, study, stage)
+        found = Hit(stage, study, job, worked(study, stage))
+        if disturb is not None:
+            disturb(environ, study, job)
+        return found
+
     studies = {stage: study_before(stage, partition) for stage in INTERVAL}
     with ThreadPoolExecutor(len(studies)) as pool:
-        jobs = pool.map(lambda one: begun(environ, one[1], one[0]), studies.items())
-    return [
-        Hit(stage, study, job, worked(study, stage)) for (stage, study), job in zip(studies.items(), jobs, strict=True)
-    ]
+        return list(pool.map(hit, studies, studies.values()))
 
 
 @pytest.mark.parametrize("drill", ITSELF)
@@ -250,9 +255,10 @@ def test_disturbed_jobs_go_on_by_themselves_to_the_same_products(
     environ: Environ, undisturbed: Study, limited: dict[str, Limited], study_before: Make, drill: str
 ) -> None:
     disturb, hits_all = ITSELF[drill]
-    hits = at_work(environ, study_before, "low" if drill == "preempt" else "debug")
-    for hit in hits[-1:] if hits_all else hits:
-        disturb(environ, hit.study, hit.job)
+    partition = "low" if drill == "preempt" else "debug"
+    hits = at_work(environ, study_before, partition, None if hits_all else disturb)
+    if hits_all:
+        disturb(environ, hits[-1].study, hits[-1].job)
     for hit in hits:
         if hit.study.state(hit.stage) == State.SEALED:
             continue  # it had come to its end before the disturbance did
@@ -272,9 +278,7 @@ def test_disturbed_jobs_go_on_by_themselves_to_the_same_products(
 def test_after_a_kill_one_more_submit_gives_the_same_products(
     environ: Environ, undisturbed: Study, limited: dict[str, Limited], study_before: Make, drill: str
 ) -> None:
-    hits = at_work(environ, study_before, "debug")
-    for hit in hits:
-        AGAIN[drill](environ, hit.study, hit.job)
+    hits = at_work(environ, study_before, "debug", AGAIN[drill])
     for hit in hits:
         wait_for_end(environ, hit.study)
         assert hit.study.state(hit.stage) != State.SEALED
