@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 
-from hpc_cg.stages.product import Owner
+from hpc_cg.stages.claims import Owner
 
 PATIENCE_S = 20.0
 JOB = re.compile(r"\d+(_\d+)?")

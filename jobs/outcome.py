@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hpc_cg.errors import DamagedProduct, MissingInput
 from hpc_cg.files import own_folder, read_json, write_json
-from hpc_cg.stages.product import ATTEMPT, job_label
+from hpc_cg.stages.claims import ATTEMPT, job_label
 
 FOLDER = "jobs"
 ENDED = "outcomes"

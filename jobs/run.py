@@ -13,7 +13,7 @@ from hpc_cg.errors import BrokenLaunch, ConfigError, HpcCgError, NotSealed
 from hpc_cg.files import digest
 from hpc_cg.provenance import code_version
 from hpc_cg.share import Alone, Stopped
-from hpc_cg.stages import product
+from hpc_cg.stages import claims, product
 from hpc_cg.stages.progress import Heartbeat, clear_progress
 from hpc_cg.stages.study import ARRAYS, Study
 from jobs.alive import is_gone
@@ -112,7 +112,7 @@ def _gather(study: Study, stage: str, module: Any) -> None:
         module.gather(study)
         _seal(study, stage)
     finally:
-        product.release(study.folder(stage))
+        claims.release(study.folder(stage))
 
 
 def _need_stage(study: Study, stage: str) -> None:
@@ -152,7 +152,7 @@ def _stoppable(study: Study, stage: str, team: Alone | MpiTeam, part: str = "") 
             _say_stopped(study, stage)
     finally:
         if first:
-            product.release(study.folder(stage), part)
+            claims.release(study.folder(stage), part)
     team.barrier()
 
 
@@ -198,7 +198,7 @@ def _train(study: Study) -> int:
         world.barrier()
     finally:
         if first:
-            product.release(folder)
+            claims.release(folder)
     world.close()
     return 0 if finished else PARTIAL
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from hpc_cg.errors import AlreadySubmitted, DamagedProduct, FolderBusy
 from hpc_cg.files import own_folder, read_json, write_bytes, write_json
-from hpc_cg.stages import product
+from hpc_cg.stages import claims
 from hpc_cg.stages.study import Study
 from jobs.outcome import FOLDER
 
@@ -125,7 +125,7 @@ def submitting(run_folder: Path, patience_s: float = SUBMITTING_PATIENCE_S) -> I
     folder, deadline = folder_of(run_folder), time.monotonic() + patience_s
     while True:
         try:
-            product.claim(folder, SUBMITTING)
+            claims.claim(folder, SUBMITTING)
             break
         except FolderBusy as error:
             if time.monotonic() > deadline:
@@ -138,7 +138,7 @@ def submitting(run_folder: Path, patience_s: float = SUBMITTING_PATIENCE_S) -> I
     try:
         yield
     finally:
-        product.release_claim(folder / SUBMITTING)
+        claims.release_claim(folder / SUBMITTING)
 
 
 SUBMITTING = "SUBMITTING"

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from hpc_cg.errors import BrokenLaunch, FolderBusy
-from hpc_cg.stages.product import RUNNING, STOP, make_run_folder, owner
+from hpc_cg.stages.claims import RUNNING, owner
+from hpc_cg.stages.product import STOP, make_run_folder
 from hpc_cg.stages.progress import Reading, clear_progress, read_progress
 from hpc_cg.stages.study import Study
 from jobs.alive import is_gone

@@ -22,8 +22,8 @@ from typing import IO, Any
 
 from hpc_cg.errors import DamagedProduct, FolderBusy, MissingInput
 from hpc_cg.files import own_folder, read_json, write_json, write_text
-from hpc_cg.stages import product
-from hpc_cg.stages.product import ATTEMPT, JOB
+from hpc_cg.stages import claims
+from hpc_cg.stages.claims import ATTEMPT, JOB
 from hpc_cg.stages.study import Study
 from jobs.outcome import FOLDER
 from jobs.task import Task
@@ -86,7 +86,7 @@ class LocalCluster:
         self.folder = run_folder / FOLDER / "local"
 
     def queue(self) -> tuple[Queued, ...]:
-        alive = product.claimed_by(self.folder / RUNNER) is not None
+        alive = claims.claimed_by(self.folder / RUNNER) is not None
         found = []
         for job in read_jobs(self.folder):
             standing = read_standing(self.folder, job.label)
@@ -137,12 +137,12 @@ class LocalCluster:
     def _bury(self) -> None:
         """What a runner that is no more left unfinished has failed, and its processes are ended."""
         self._looked = True
-        if product.claimed_by(self.folder / RUNNER) is not None:
+        if claims.claimed_by(self.folder / RUNNER) is not None:
             return
         for job in read_jobs(self.folder):
             standing = read_standing(self.folder, job.label)
             if standing.state in (WAITING, RUNS):
-                if standing.started and product.started_at(standing.pid) == standing.started:
+                if standing.started and claims.started_at(standing.pid) == standing.started:
                     with suppress(ProcessLookupError):
                         os.killpg(standing.pid, signal.SIGKILL)
                 buried = Standing(FAILED, standing.attempt, standing.began, time.time(), reason=NO_RUNNER)
@@ -163,7 +163,7 @@ class LocalCluster:
                 start_new_session=True,
             )
         deadline = time.monotonic() + END_PATIENCE_S
-        while product.claimed_by(self.folder / RUNNER) is None and time.monotonic() < deadline:
+        while claims.claimed_by(self.folder / RUNNER) is None and time.monotonic() < deadline:
             if not any(
                 read_standing(self.folder, job.label).state in (WAITING, RUNS) for job in read_jobs(self.folder)
             ):
@@ -285,7 +285,7 @@ class Runner:
             start_new_session=True,
         )
         self.running[job.label] = Running(job, process, log)
-        ticks = product.started_at(process.pid)
+        ticks = claims.started_at(process.pid)
         self._stands(job.label, Standing(RUNS, standing.attempt, time.time(), pid=process.pid, started=ticks))
 
     def _environment(self, job: LocalJob, attempt: int) -> dict[str, str]:
@@ -351,13 +351,13 @@ def main(arguments: Sequence[str]) -> int:
     folder = run_folder / FOLDER / "local"
     while True:
         try:
-            product.claim(folder, RUNNER)
+            claims.claim(folder, RUNNER)
         except FolderBusy:
             return 0  # another works this queue off, and looks for new jobs also when it has left
         try:
             Runner(run_folder, n_cores).work_off()
         finally:
-            product.release_claim(folder / RUNNER)
+            claims.release_claim(folder / RUNNER)
         if not any(read_standing(folder, job.label).state == WAITING for job in read_jobs(folder)):
             return 0
 

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from hpc_cg.errors import HpcCgError, SchedulerFailed
-from hpc_cg.stages.product import State, may_continue, owner, read_seal, state
+from hpc_cg.stages.claims import owner
+from hpc_cg.stages.product import State, may_continue, read_seal, state
 from hpc_cg.stages.study import Study
 from jobs.outcome import Attempt, Outcomes
 from launch import history, ledger

@@ -8,22 +8,19 @@
 A folder whose fingerprint is not the one asked for is moved to <run>/superseded/, never deleted.
 """
 
-import json
 import os
 import platform
 import random
-import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hpc_cg.errors import DamagedProduct, FolderBusy, MissingInput, NotSealed
+from hpc_cg.errors import FolderBusy, MissingInput, NotSealed
 from hpc_cg.files import (
     digest,
     digest_content,
@@ -33,8 +30,9 @@ from hpc_cg.files import (
     sweep_partial,
     write_json,
 )
+from hpc_cg.stages.claims import RUNNING, Gone, claim, claim_folder, release, release_claim, this_process
 
-INTENT, RUNNING, SEALED, STOP = "INTENT", "RUNNING", "SEALED", "STOP"
+INTENT, SEALED, STOP = "INTENT", "SEALED", "STOP"
 UNSEALED = {INTENT, RUNNING, SEALED, STOP}
 """Files that are no part of the product; what begins with RUNNING- is none either."""
 
@@ -43,9 +41,6 @@ SELF_CHECKED = "store.zarr"
 
 MAKERS = "makers"
 """Folder of who did which part, where several did."""
-
-JOB, ATTEMPT = "HPC_CG_JOB", "HPC_CG_ATTEMPT"
-"""Variables that name the job and count its earlier attempts, where that is not Slurm's."""
 
 BEGIN_PATIENCE_S, ASK_AFTER_S = 300.0, 30.0
 """How long one of several that begin at once waits for the others, and after which time it asks whether they live."""
@@ -135,7 +130,7 @@ def begin(
     fingerprint: str,
     inputs: dict[str, str],
     lay_out: Callable[[], None] = nothing,
-    gone: "Gone | None" = None,
+    gone: Gone | None = None,
 ) -> None:
     """Make the folder ready to work in: move aside what was meant to be something else, keep what was half done.
 
@@ -145,7 +140,7 @@ def begin(
     """
     with explain_write_errors(folder), _beginning(folder, gone):
         folder.mkdir(exist_ok=True)
-        _claim(folder, gone)
+        claim_folder(folder, gone)
         try:
             _make_ready(folder, {"fingerprint": fingerprint, "inputs": inputs}, lay_out)
         except BaseException:
@@ -159,7 +154,7 @@ def join(
     inputs: dict[str, str],
     part: str,
     lay_out: Callable[[], None] = nothing,
-    gone: "Gone | None" = None,
+    gone: Gone | None = None,
 ) -> None:
     """Make the folder ready for one of several that do different parts of the work at once.
 
@@ -172,16 +167,16 @@ def join(
             with _beginning(folder, gone):
                 folder.mkdir(exist_ok=True)
                 if not _is_meant_for(folder, intent):
-                    _claim(folder, gone)
+                    claim_folder(folder, gone)
                     try:
                         _make_ready(folder, intent, lay_out)
                     finally:
                         release(folder)
-        _claim(folder, gone, part)
+        claim_folder(folder, gone, part)
 
 
 @contextmanager
-def _beginning(folder: Path, gone: "Gone | None") -> Iterator[None]:
+def _beginning(folder: Path, gone: Gone | None) -> Iterator[None]:
     """The right to make a stage's folder ready: a claim beside it, since the folder itself may be moved aside.
 
     It is held for moments, so others wait; whether its holder is gone is asked only of one who holds it long.
@@ -259,7 +254,7 @@ def seal(
 
 def maker() -> dict[str, Any]:
     """Who makes something now: when, on which host, in which job and which attempt of it."""
-    me = _me()
+    me = this_process()
     when = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return {"when": when, "host": me.host, "job": me.job, "attempt": int(me.attempt or 0) + 1}
 
@@ -298,7 +293,7 @@ def set_aside(folder: Path) -> Path:
 def _held(folder: Path) -> Iterator[None]:
     """Claim a folder, and give it free in the end."""
     with explain_write_errors(folder):
-        _claim(folder)
+        claim_folder(folder)
     try:
         yield
     finally:
@@ -310,18 +305,6 @@ def _moved_aside(folder: Path) -> Path:
     aside.parent.mkdir(exist_ok=True)
     folder.rename(aside)
     return aside
-
-
-def release(folder: Path, part: str = "") -> None:
-    """Give the folder, or a part of its work, free for the next run, if it is this process that works there."""
-    release_claim(_claim_path(folder, part))
-
-
-def release_claim(path: Path) -> None:
-    """Take back what ``claim`` wrote, if it is this process's."""
-    found = _read_owner(path)
-    if found is not None and found.is_me:
-        path.unlink(missing_ok=True)
 
 
 def manifest_of(folder: Path) -> dict[str, str]:
@@ -359,153 +342,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True)
-class Owner:
-    """Who works in a folder: a process of a host, since when (the kernel's ticks), of which job and which attempt."""
-
-    host: str
-    pid: int
-    started: str | None
-    job: str
-    attempt: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}" + (f", job {self.job}" if self.job else "")
-
-    @property
-    def is_me(self) -> bool:
-        return self == _me()
-
-    @property
-    def gone(self) -> bool:
-        """Whether that process is certainly no more: dead on this host, or of an earlier attempt of this very job.
-
-        An earlier attempt on a node that was lost may go on unseen: what it writes are the same bytes.
-        """
-        me = _me()
-        if self.job and self.job == me.job and self.attempt != me.attempt:
-            return True
-        return self.host == me.host and started_at(self.pid) != self.started
-
-
-Gone = Callable[[Owner], bool]
-
-
-def owner(folder: Path) -> Owner | None:
-    """Who works in a folder now; None where nobody alive does, and the first of them where several do."""
-    return next(iter(owners(folder)), None)
-
-
-def owners(folder: Path) -> tuple[Owner, ...]:
-    """All who work in a folder now."""
-    paths = [folder / RUNNING, *sorted(folder.glob(f"{RUNNING}-*"))]
-    return tuple(found for path in paths if (found := claimed_by(path)) is not None)
-
-
-def claimed_by(path: Path) -> Owner | None:
-    """Who holds a claim, if anybody alive does."""
-    found = _read_owner(path)
-    return None if found is None or found.gone else found
-
-
-def job_label(environ: Mapping[str, str]) -> str:
-    """The job that a process is part of, as its scheduler names it: ``12``, ``31_5`` in an array; empty outside."""
-    if environ.get(JOB):
-        return environ[JOB]
-    if environ.get("SLURM_ARRAY_JOB_ID"):
-        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
-    return environ.get("SLURM_JOB_ID", "")
-
-
-def _me() -> Owner:
-    job = job_label(os.environ)
-    attempt = os.environ.get(ATTEMPT) or os.environ.get("SLURM_RESTART_COUNT", "")
-    return Owner(socket.gethostname(), os.getpid(), started_at(os.getpid()), job, attempt)
-
-
-def _claim_path(folder: Path, part: str) -> Path:
-    return folder / (f"{RUNNING}-{part}" if part else RUNNING)
-
-
-def _claim(folder: Path, gone: Gone | None = None, part: str = "") -> None:
-    """Write RUNNING, or that of a part, unless somebody alive works there.
-
-    It appears with its content, by a link, so no rival can misread it. Whoever holds the folder excludes those who do
-    parts, and the other way round: each writes first and then looks, so that of two at least one sees the other.
-    """
-    claim(folder, _claim_path(folder, part).name, gone)
-    try:
-        for other in [folder / RUNNING] if part else sorted(folder.glob(f"{RUNNING}-*")):
-            if other.exists():
-                found = _read_owner(other)
-                _refuse_if_alive(folder, other, found, gone)
-                _take_away(other, found)
-    except FolderBusy:
-        release(folder, part)
-        raise
-
-
-def claim(folder: Path, name: str, gone: Gone | None = None) -> None:
-    """Write who this is into the file ``name`` of a folder, unless somebody alive has; raises FolderBusy."""
-    path = folder / name
-    mine = folder / f".{name}.{uuid.uuid4().hex[:8]}"
-    mine.write_text(json.dumps(asdict(_me())), encoding="utf-8")
-    try:
-        for _ in range(5):
-            try:
-                os.link(mine, path)
-                return
-            except FileExistsError:
-                found = _read_owner(path)
-                _refuse_if_alive(folder, path, found, gone)
-                _take_away(path, found)
-    finally:
-        mine.unlink(missing_ok=True)
-    raise FolderBusy(f"working in {folder}", "other runs that start at the same moment", "run again later")
-
-
-def _refuse_if_alive(folder: Path, path: Path, found: Owner | None, gone: Gone | None) -> None:
-    if found is None or found.gone or (gone is not None and gone(found)):
-        return
-    raise FolderBusy(
-        f"working in {folder}",
-        f"another run there: {found}",
-        f"wait for it or stop it; if it is no more, remove {path}",
-    )
-
-
-def _take_away(path: Path, dead: Owner | None) -> None:
-    """Remove the claim of a dead process; put it back where it turns out to be somebody else's by now."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    if _read_owner(aside) != dead:
-        with suppress(FileExistsError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
-
-
-def _read_owner(path: Path) -> Owner | None:
-    try:
-        return Owner(**read_json(path))
-    except (MissingInput, DamagedProduct, TypeError):
-        return None
-
-
 def _remade(folder: Path) -> Path:
     folder.mkdir()
     return folder
-
-
-def started_at(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks: with its number it names the process. None for the dead.
-
-    Where there is no /proc, nobody counts as dead and a claim that was left behind is removed by hand.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except FileNotFoundError:
-        return None
-    return None if fields[0] == "Z" else fields[19]

@@ -9,7 +9,7 @@ import pytest
 from toy import write_study
 
 from hpc_cg.errors import ChangedStudy, ConfigError, FolderBusy, NotSealed
-from hpc_cg.stages import kernel, product, simulate
+from hpc_cg.stages import claims, kernel, product, simulate
 from hpc_cg.stages.product import State
 from hpc_cg.stages.study import Study, read_study
 from jobs.__main__ import perform
@@ -90,7 +90,7 @@ def test_many_that_begin_at_once_make_the_folder_ready_once(study: Study) -> Non
     for thread in threads:
         thread.join()
     assert not faults and len(made) == 1
-    assert len(product.owners(study.folder("kernel"))) == 6
+    assert len(claims.owners(study.folder("kernel"))) == 6
 
 
 def test_who_holds_the_folder_excludes_parts_and_the_other_way_round(study: Study) -> None:
@@ -101,8 +101,8 @@ def test_who_holds_the_folder_excludes_parts_and_the_other_way_round(study: Stud
     with pytest.raises(FolderBusy):
         product.join(folder, *asked, "0")
     product.join(folder, *asked, "1")
-    product.release(folder, "0")
-    product.release(folder, "1")
+    claims.release(folder, "0")
+    claims.release(folder, "1")
     product.begin(folder, *asked)
     with pytest.raises(FolderBusy):
         product.join(folder, *asked, "0")
@@ -114,12 +114,12 @@ def test_a_claim_of_another_host_is_taken_over_where_the_scheduler_says_that_it_
 ) -> None:
     folder, asked = study.folder("simulate"), (study.fingerprint("simulate"), study.intent("simulate"))
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(product.socket, "gethostname", lambda: "node7")
+        elsewhere.setattr(claims.socket, "gethostname", lambda: "node7")
         product.begin(folder, *asked)
     with pytest.raises(FolderBusy, match="on node7"):
         product.begin(folder, *asked, gone=lambda owner: False)
     product.begin(folder, *asked, gone=lambda owner: owner.host == "node7")
-    assert product.owner(folder) is not None
+    assert claims.owner(folder) is not None
 
 
 def test_a_stage_without_parts_says_so(study: Study) -> None:

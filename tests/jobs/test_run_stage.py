@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toy import write_study
 
-from hpc_cg.stages import product
+from hpc_cg.stages import claims, product
 from hpc_cg.stages.study import Study, read_study
 from jobs.deadline import Deadline
 from jobs.run import PARTIAL, run_stage
@@ -40,7 +40,7 @@ def test_a_stage_whose_time_is_over_seals_nothing_and_the_next_run_ends_it(
     assert run_stage(study, stage) == PARTIAL
     assert f"{stage} stopped at a safe place" in caplog.text
     assert study.state(stage) == product.State.PARTIAL
-    assert not (study.folder(stage) / product.RUNNING).exists()
+    assert not (study.folder(stage) / claims.RUNNING).exists()
     monkeypatch.delenv("HPC_CG_END_TIME")
     assert run_stage(study, stage) == 0
     assert study.state(stage) == product.State.SEALED

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from toy import write_study
 
-from hpc_cg.stages import product
+from hpc_cg.stages import claims
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study, read_study
 from jobs.run import run_stage
@@ -145,7 +145,7 @@ def test_what_a_dead_runner_left_has_failed_and_its_processes_end_before_more_is
     queued(study.run_folder, {"label": "L1"}, {"label": "L2", "after": ["L1"]})
     local = study.run_folder / "jobs" / "local"
     orphan = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    ticks = product.started_at(orphan.pid)
+    ticks = claims.started_at(orphan.pid)
     (local / "L1.state").write_text(json.dumps({"state": "RUNNING", "began": 1.0, "pid": orphan.pid, "started": ticks}))
     first, second = LocalCluster(study.run_folder).queue()
     assert first.state == second.state == FAILED and "runner" in first.reason
@@ -160,11 +160,11 @@ def test_what_a_dead_runner_left_has_failed_and_its_processes_end_before_more_is
 def test_one_runner_works_a_queue_off(tmp_path: Path) -> None:
     queued(tmp_path, {"label": "L1"})
     local = tmp_path / "jobs" / "local"
-    product.claim(local, "RUNNER")
+    claims.claim(local, "RUNNER")
     line = [sys.executable, "-m", "launch.local_cluster", str(tmp_path), "2"]
     assert subprocess.run(line, timeout=60).returncode == 0
     assert states(tmp_path) == {"L1": "PENDING"}
-    product.release_claim(local / "RUNNER")
+    claims.release_claim(local / "RUNNER")
     assert subprocess.run(line, timeout=60).returncode == 0
     assert states(tmp_path) == {"L1": DONE}
 

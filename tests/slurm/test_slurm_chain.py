@@ -114,7 +114,7 @@ def test_of_twenty_elements_three_that_failed_are_submitted_again(
     assert sorted(end["job"] for end in ends) == sorted(f"{first['id']}_{group}" for group in poisoned)
     assert "aggregate  absent" in told
     for part in poisoned:
-        product_folder.release(folder, part)
+        claims.release(folder, part)
     hpc_cg(environ, "submit", "all", study.path)
     jobs = jobs_of(study)[4:]
     assert [(job["stage"], job["parts"]) for job in jobs] == [

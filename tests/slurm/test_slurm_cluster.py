@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from toy import write_study
 
-from hpc_cg.stages.product import owner
+from hpc_cg.stages.claims import owner
 from launch.resources import Resources
 from launch.templates import DEFAULTS, sbatch_text
 

@@ -18,8 +18,9 @@ from toy import write_archive, write_study
 
 from hpc_cg import errors
 from hpc_cg.files import read_arrays, read_json
+from hpc_cg.stages.claims import owner
 from hpc_cg.stages.molecules import Place
-from hpc_cg.stages.product import State, _started, owner
+from hpc_cg.stages.product import State, _started
 from hpc_cg.stages.study import read_study
 from hpc_cg.store.dataset import load, open_spec
 from hpc_cg.store.layout import STORE

@@ -10,7 +10,7 @@ from toy import write_archive, write_study
 from hpc_cg import errors
 from hpc_cg.archive import readers
 from hpc_cg.files import read_json
-from hpc_cg.stages import product
+from hpc_cg.stages import claims, product
 from hpc_cg.stages.product import State
 from hpc_cg.stages.study import Study, read_study
 from hpc_cg.store.dataset import load, open_spec
@@ -86,7 +86,7 @@ def test_a_product_whose_records_are_damaged_is_moved_aside_and_made_again(
     assert repaired == faults
     (aside,) = (study.run_folder / "superseded").iterdir()
     assert (aside / name).read_bytes() == content and str(aside.name) in said
-    assert not (aside / product.RUNNING).exists() and not study.folder("prepare").exists()
+    assert not (aside / claims.RUNNING).exists() and not study.folder("prepare").exists()
     assert run_stage(study, "prepare") == 0
     assert audited(study)[0] == []
 
@@ -138,7 +138,7 @@ def test_while_commits_are_withdrawn_nobody_else_may_work_there_and_the_seal_goe
     withdraw, seen = writer.withdraw, []
 
     def watched(*args) -> None:
-        owner = product.owner(folder)
+        owner = claims.owner(folder)
         seen.append((owner is not None and owner.is_me, (folder / product.SEALED).exists()))
         with pytest.raises(errors.FolderBusy):
             product.begin(folder, "other", {})
@@ -147,7 +147,7 @@ def test_while_commits_are_withdrawn_nobody_else_may_work_there_and_the_seal_goe
     monkeypatch.setattr(writer, "withdraw", watched)
     audited(study, repair=True)
     assert seen == [(True, True)]
-    assert product.owner(folder) is None and not (folder / product.SEALED).exists()
+    assert claims.owner(folder) is None and not (folder / product.SEALED).exists()
 
 
 def test_a_folder_in_which_somebody_works_is_not_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from toy import write_archive, write_study
 
-from hpc_cg.stages.product import RUNNING, SEALED, owner
+from hpc_cg.stages.claims import RUNNING, owner
+from hpc_cg.stages.product import SEALED
 from launch.family import Member, family, kill
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(1800)]
