@@ -21,7 +21,7 @@ from pathlib import Path
 from hpc_cg.errors import HpcCgError
 from hpc_cg.stages import product
 from hpc_cg.stages.study import Study, read_study
-from jobs.outcome import Attempt, add_attempt, attempts_of, job_of, take_mark
+from jobs.outcome import BEGUN, STOPPED, Attempt, add_attempt, attempts_of, job_of, take_mark
 from jobs.run import PARTIAL
 from jobs.task import GATHER, WHOLE, Task
 
@@ -29,6 +29,10 @@ logger = logging.getLogger("hpc-cg")
 
 BEFORE_IT_LISTENED = 128 + 12
 """Exit code of a process that SIGUSR2 ended, while Python itself was starting."""
+
+LAUNCHES, EXPLAINED = 3, (1, 2, 130)
+"""How often a job is started whose processes die before they have found one another, as an MPI may under load; those
+that leave with one of these codes have explained themselves."""
 
 IDLE_ATTEMPTS = 2
 """So many attempts in a row may end without having finished anything."""
@@ -61,6 +65,7 @@ def judge(
     earlier: Iterable[int | None],
     said: str,
     by_hand: bool = False,
+    begun: bool = True,
 ) -> Verdict:
     """Decide, from facts alone.
 
@@ -71,9 +76,12 @@ def judge(
     done       how many units are done now, and ``earlier`` at the ends of the attempts before
     said       what it said last
     by_hand    whether somebody asks this stage to stop, with a file
+    begun      whether its processes had found one another
     """
     if code == 0 or complete:
         return Verdict(0, "done")
+    if not begun and code not in EXPLAINED and attempt + 1 < LAUNCHES:
+        return Verdict(PARTIAL, "again", "its processes ended before they had found one another")
     if not (stopped or code in (PARTIAL, BEFORE_IT_LISTENED)):
         return Verdict(code, "failed", said)
     if by_hand:
@@ -104,8 +112,8 @@ def after(task: Task, code: int, log: Path | None, max_attempts: int) -> int:
         return code
     earlier = [one.done for one in attempts_of(study.run_folder, job.label) if one.attempt < job.attempt]
     by_hand = (study.folder(task.stage) / product.STOP).exists()
-    stopped = take_mark(study.run_folder, job)
-    verdict = judge(code, complete, stopped, job.attempt, max_attempts, done, earlier, said, by_hand)
+    stopped, begun = (take_mark(study.run_folder, job, word) for word in (STOPPED, BEGUN))
+    verdict = judge(code, complete, stopped, job.attempt, max_attempts, done, earlier, said, by_hand, begun)
     node = os.environ.get("SLURMD_NODENAME") or platform.node()
     attempt = Attempt(job.attempt, code, verdict.word, verdict.why, done, time.time(), node)
     try:

@@ -16,6 +16,9 @@ from hpc_cg.stages.claims import ATTEMPT, job_label
 
 FOLDER = "jobs"
 ENDED = "outcomes"
+BEGUN, STOPPED = "begun", "stopped"
+"""Words that a process leaves before its script judges the attempt."""
+
 VERDICTS = ("again", "stopped", "failed", "done")
 LATEST_KEPT = 50
 
@@ -113,21 +116,24 @@ class Outcomes(Mapping[str, tuple[Attempt, ...]]):
         return len(self.verdicts)
 
 
-def mark_stopped(run_folder: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Leave word that this attempt stopped at a safe place; nothing outside a job."""
+def mark(run_folder: Path, word: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Leave word that this attempt has begun (its processes found one another), or stopped at a safe place.
+
+    Nothing outside a job. Raises DiskFull, FolderNotWritable, UnsafeFolder.
+    """
     job = job_of(environ)
     if job is not None:
         own_folder(run_folder / FOLDER)
-        write_json(_mark(run_folder, job), {})
+        write_json(_mark(run_folder, job, word), {})
 
 
-def take_mark(run_folder: Path, job: JobName) -> bool:
-    """Whether this attempt stopped at a safe place; the mark is gone afterwards."""
+def take_mark(run_folder: Path, job: JobName, word: str) -> bool:
+    """Whether this attempt left that word; it is gone afterwards."""
     with suppress(FileNotFoundError):
-        _mark(run_folder, job).unlink()
+        _mark(run_folder, job, word).unlink()
         return True
     return False
 
 
-def _mark(run_folder: Path, job: JobName) -> Path:
-    return run_folder / FOLDER / "stopped" / f"{job.label}-{job.attempt}"
+def _mark(run_folder: Path, job: JobName, word: str) -> Path:
+    return run_folder / FOLDER / word / f"{job.label}-{job.attempt}"

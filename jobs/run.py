@@ -20,7 +20,7 @@ from jobs.alive import is_gone
 from jobs.allocation import MpiTeam, team_for, who_am_i
 from jobs.asked import STOPPABLE, signals_of
 from jobs.deadline import Deadline, end_of_allocation
-from jobs.outcome import mark_stopped
+from jobs.outcome import BEGUN, STOPPED, mark
 from jobs.task import GATHER, Task, compress
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ def _team(study: Study, stage: str) -> tuple[Alone | MpiTeam, bool, bool]:
     first = team.share.index == 0
     # one process looks: the state of prepare is that of every file of the archive
     sealed, ends_at = team.tell(_state(study, stage) if first else (False, None))
+    if first:
+        _leave_word(study, BEGUN)
     if stage in STOPPABLE and not sealed:
         team = replace(team, stop=Deadline(study.folder(stage), ends_at, signals_of(stage, os.environ)).stop)
     return team, first, sealed
@@ -166,10 +168,14 @@ def _say_stopped(study: Study, stage: str) -> None:
     counts = study.done(stage)
     done = f" with {counts[0]:,} of {counts[1]:,} {counts[2]}" if counts else ""
     logger.warning("%s stopped at a safe place%s; run it again to continue", stage, done)
+    _leave_word(study, STOPPED)
+
+
+def _leave_word(study: Study, word: str) -> None:
     try:
-        mark_stopped(study.run_folder)
+        mark(study.run_folder, word)
     except (HpcCgError, OSError) as error:  # the exit code says it too, where the launcher keeps it
-        logger.warning("that it stopped could not be written down: %s", error)
+        logger.warning("that it has %s could not be written down: %s", word, error)
 
 
 def _train(study: Study) -> int:
@@ -186,6 +192,7 @@ def _train(study: Study) -> int:
         return 0
     deadline = Deadline(folder, ends_at, signals_of("train", os.environ))
     if first:
+        _leave_word(study, BEGUN)
         _begin(study, "train")
     try:
         world.barrier()

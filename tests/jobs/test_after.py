@@ -10,7 +10,18 @@ from toy import write_study
 from hpc_cg.stages.study import read_study
 from jobs import after
 from jobs.after import BEFORE_IT_LISTENED, IDLE_ATTEMPTS, judge, last_words
-from jobs.outcome import Attempt, JobName, Outcomes, add_attempt, attempts_of, job_of, mark_stopped, take_mark
+from jobs.outcome import (
+    BEGUN,
+    STOPPED,
+    Attempt,
+    JobName,
+    Outcomes,
+    add_attempt,
+    attempts_of,
+    job_of,
+    mark,
+    take_mark,
+)
 from jobs.run import PARTIAL
 
 
@@ -55,11 +66,22 @@ def test_a_job_is_named_as_its_scheduler_names_it() -> None:
 
 
 def test_a_mark_belongs_to_one_attempt_and_is_taken_once(tmp_path: Path) -> None:
-    mark_stopped(tmp_path / "run", {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"})
-    assert not take_mark(tmp_path / "run", JobName("7", 0))
-    assert take_mark(tmp_path / "run", JobName("7", 1))
-    assert not take_mark(tmp_path / "run", JobName("7", 1))
+    mark(tmp_path / "run", STOPPED, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"})
+    assert not take_mark(tmp_path / "run", JobName("7", 0), STOPPED)
+    assert not take_mark(tmp_path / "run", JobName("7", 1), BEGUN)
+    assert take_mark(tmp_path / "run", JobName("7", 1), STOPPED)
+    assert not take_mark(tmp_path / "run", JobName("7", 1), STOPPED)
     assert (tmp_path / "run" / "jobs").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_launch_that_died_before_anything_began_is_tried_again_and_not_for_ever() -> None:
+    assert decided(134, begun=False) == decided(15, begun=False, attempt=1) == "again"
+    assert decided(134, begun=False, attempt=2) == "failed"
+    assert decided(2, begun=False) == decided(134, begun=True) == "failed"
+
+
+def test_a_stop_by_hand_is_not_put_back() -> None:
+    assert decided(PARTIAL, by_hand=True) == decided(143, stopped=True, by_hand=True) == "stopped"
 
 
 def test_the_last_words_are_those_of_the_last_attempt(tmp_path: Path) -> None:
@@ -81,6 +103,7 @@ def test_a_failure_is_written_down_for_status(tmp_path: Path, monkeypatch: pytes
     log.write_text("=== hpc-cg prepare: job 7\nhpc-cg: a frame without numbers\n")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     began = time.time()
+    mark(tmp_path / "run", BEGUN)
     assert after.main(["prepare", str(path), "--code", "1", "--log", str(log)]) == 1
     (attempt,) = attempts_of(read_study(path).run_folder, "7")
     assert (attempt.code, attempt.verdict, attempt.why) == (1, "failed", "a frame without numbers")
