@@ -7,11 +7,13 @@ HPC_CG_DRILLS to a file to have the counts written there.
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from drills import (
@@ -33,6 +35,7 @@ from drills import (
     with_products,
 )
 
+from hpc_cg.stages import claims
 from hpc_cg.stages.product import State
 from hpc_cg.stages.progress import read_progress
 from hpc_cg.stages.study import Study, read_study
@@ -69,10 +72,12 @@ def undisturbed(place: Path, environ: Environ, mpiexec: Path) -> Study:
 
 ENOUGH: dict[str, dict[str, dict[str, float]]] = {
     "prepare": {"prepare": {"shard_frames": 1}},
-    "train": {"train": {"steps": 1600, "checkpoint_every": 100, "validate_every": 1000}},
-    "simulate": {"simulate": {"time_ps": 20.0, "n_replicas": 3}},
+    "train": {"train": {"steps": 800, "checkpoint_every": 100, "validate_every": 1000}},
+    "simulate": {"simulate": {"time_ps": 10.0, "n_replicas": 3}},
 }
-"""Work that a minute, of which half is kept free, is too short for three times, on a machine that is shared."""
+"""Work for a dozen seconds, which a minute is too short for three times where processes run but AWAKE of the time."""
+
+AWAKE, BEAT_S = 0.15, 1.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ class Limited:
 
 
 @pytest.fixture(scope="module")
-def limited(environ: Environ, place: Path, undisturbed: Study) -> dict[str, Limited]:
-    """Submitted before the first drill; they go on while the others come and go."""
+def limited(environ: Environ, place: Path, undisturbed: Study) -> Iterator[dict[str, Limited]]:
+    """Submitted before the first drill; they go on, slowly, while the others come and go."""
     found = {}
     for stage, changes in ENOUGH.items():
         study, plain = (
@@ -101,7 +106,29 @@ def limited(environ: Environ, place: Path, undisturbed: Study) -> dict[str, Limi
         hpc_cg(environ, "submit", stage, study.path)
         line = ["nice", "-n", "19", *HPC_CG, "run", stage, str(plain.path), "--ranks", "1"]
         found[stage] = Limited(study, plain, subprocess.Popen(line, env=environ, stdout=subprocess.DEVNULL))
-    return found
+    over = Event()
+    slow = Thread(target=slow_down, args=([(one.study, stage) for stage, one in found.items()], over))
+    slow.start()
+    yield found
+    over.set()
+    slow.join()
+
+
+def slow_down(studies: list[tuple[Study, str]], over: Event) -> None:
+    """Let the processes that work on some studies sleep most of the time, as on a slow machine."""
+    while not over.is_set():
+        owners = [one for study, stage in studies for one in claims.owners(study.folder(stage))]
+        for one in owners:
+            _send(one.pid, signal.SIGSTOP)
+        over.wait(BEAT_S * (1 - AWAKE))
+        for one in owners:
+            _send(one.pid, signal.SIGCONT)
+        time.sleep(BEAT_S * AWAKE)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def usr2(environ: Environ, study: Study, job: str) -> None:
@@ -142,8 +169,7 @@ def lose_node(environ: Environ, study: Study, job: str) -> None:
     try:
         for one in processes():
             if "submitit.core._submit" in one.line and _runs_on(one, node):
-                with suppress(ProcessLookupError):
-                    os.kill(one.pid, signal.SIGKILL)
+                _send(one.pid, signal.SIGKILL)
         wait_for(lambda: node not in ask(environ, "squeue", "--noheader", "--jobs", job, "--format=%N"), 30)
     finally:
         subprocess.run(["slurmd", "-f", environ["SLURM_CONF"], "-N", node], env=environ, check=True, timeout=30)
