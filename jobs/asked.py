@@ -15,7 +15,12 @@ heard: list[int] = []
 
 
 def listen(stage: str, environ: Mapping[str, str]) -> None:
-    """Take down the signals that ask this stage to stop, until somebody else takes them over."""
+    """Take down the signals that ask this stage to stop, until somebody else takes them over.
+
+    Whoever had handlers before, as the worker of a transport, has them no more: there is one owner of signals.
+    """
+    for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
     if stage in STOPPABLE:
         for number in signals_of(stage, environ):
             signal.signal(number, _hear)

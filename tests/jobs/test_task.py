@@ -1,12 +1,14 @@
 """What a job carries is small, plain, and says all that is to be done."""
 
 import pickle
+import signal
 
 import cloudpickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import asked
 from jobs.__main__ import task_of
 from jobs.task import PART, Task, compress, expand
 
@@ -48,3 +50,18 @@ def test_a_payload_is_a_few_hundred_bytes_by_reference() -> None:
     content = cloudpickle.dumps(Task("/scratch/u/study.toml", "simulate", "0-3", "/scratch/u/run/jobs/a.toml"))
     assert len(content) < 400
     assert pickle.loads(content) == Task("/scratch/u/study.toml", "simulate", "0-3", "/scratch/u/run/jobs/a.toml")
+
+
+def test_signals_have_one_owner() -> None:
+    """What a transport's worker does with signals is over when a task begins."""
+    numbers = (signal.SIGCONT, signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.signal(number, lambda number, frame: None) for number in numbers}
+    try:
+        asked.listen("report", {"SLURM_JOB_ID": "7"})
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 3
+        asked.listen("train", {"SLURM_JOB_ID": "7"})
+        assert signal.getsignal(signal.SIGUSR2) == signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGCONT) == signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
