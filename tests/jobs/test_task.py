@@ -55,7 +55,7 @@ def test_a_payload_is_a_few_hundred_bytes_by_reference() -> None:
 def test_signals_have_one_owner() -> None:
     """What a transport's worker does with signals is over when a task begins."""
     numbers = (signal.SIGCONT, signal.SIGTERM, signal.SIGUSR2)
-    before = {number: signal.signal(number, lambda number, frame: None) for number in numbers}
+    before = {number: signal.signal(number, lambda number, frame: None) for number in (*numbers, signal.SIGINT)}
     try:
         asked.listen("report", {"SLURM_JOB_ID": "7"})
         assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 3
