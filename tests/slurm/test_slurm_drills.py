@@ -72,13 +72,13 @@ def undisturbed(place: Path, environ: Environ, mpiexec: Path) -> Study:
 
 ENOUGH: dict[str, dict[str, dict[str, float]]] = {
     "prepare": {"prepare": {"shard_frames": 1}},
-    "train": {"train": {"steps": 2000, "checkpoint_every": 100, "validate_every": 2000}},
-    "simulate": {"simulate": {"time_ps": 16.0, "n_replicas": 3}},
+    "train": {"train": {"steps": 1200, "checkpoint_every": 100, "validate_every": 2000}},
+    "simulate": {"simulate": {"time_ps": 9.6, "n_replicas": 3}},
 }
 """Work for some twenty seconds. Of a minute half is kept free, some is spent on starting, and in the rest processes run
 but AWAKE of the time: too short for three times."""
 
-AWAKE, BEAT_S = 0.25, 1.0
+AWAKE, BEAT_S = 0.5, 1.0
 
 
 @dataclass(frozen=True)
