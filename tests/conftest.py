@@ -6,15 +6,13 @@ HPC_CG_REQUIRE names marks, e.g. ``mpi,slurm``, whose tests must run: a skip of 
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+from virtual_slurm import running_slurm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what a shell starts in the background ignores Ctrl-C, and so would all that the tests start
@@ -23,8 +21,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _hook = install_import_hook("hpc_cg", "beartype.beartype")
 
 REQUIRED = {mark for mark in os.environ.get("HPC_CG_REQUIRE", "").split(",") if mark}
-SLURM_FOLDER = Path(__file__).parent / "slurm"
-SLURM_PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "sbatch", "srun")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -67,18 +63,6 @@ def mpiexec() -> Path:
     return Path(found)
 
 
-def free_ports() -> int:
-    """The first of a thousand ports that nobody listens on: two test runs on one machine do not meet."""
-    for first in range(24000, 32000, 1000):
-        used = False
-        for port in (first, first + 1, first + 2, first + 11):
-            with socket.socket() as one:
-                used |= one.connect_ex(("127.0.0.1", port)) == 0
-        if not used:
-            return first
-    pytest.fail("no free range of ports for a Slurm between 24000 and 32000")
-
-
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A real Slurm of two nodes on this machine; gives the environment in which its commands work.
@@ -87,30 +71,3 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """
     with running_slurm(tmp_path_factory.mktemp("slurm")) as environ:
         yield environ
-
-
-@contextmanager
-def running_slurm(sandbox: Path, accounting: bool = True) -> Iterator[dict[str, str]]:
-    """Start a Slurm in a folder of its own, and end it; skips where it cannot be."""
-    missing = [name for name in SLURM_PROGRAMS if shutil.which(name) is None]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"needs root and the Slurm packages (not found: {', '.join(missing) or 'root'})")
-    outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PMI"))}
-    environ = outside | {"SLURM_SANDBOX": str(sandbox), "SLURM_CONF": str(sandbox / "etc" / "slurm.conf")}
-    size = {
-        "PORT_BASE": str(free_ports()),
-        "NODES": "2",
-        "CPUS_PER_NODE": "32",
-        "MEM_PER_NODE": "128000",
-        "GPUS_PER_NODE": "4",
-        "ACCOUNTING": str(int(accounting)),
-        "CLEAN": "1",
-    }
-    # MPICH names its shared memory after job and step, numbers that begin anew with each of these Slurms
-    for left in Path("/dev/shm").glob("mpich_shm_*"):
-        left.unlink(missing_ok=True)
-    try:
-        subprocess.run(["bash", SLURM_FOLDER / "start_slurm.sh"], env=environ | size, check=True, timeout=180)
-        yield environ
-    finally:
-        subprocess.run(["bash", SLURM_FOLDER / "stop_slurm.sh"], env=environ | size, check=True, timeout=120)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import running_slurm
 from drills import (
     ask,
     clean,
@@ -22,7 +21,9 @@ from drills import (
     with_products,
     write_site,
 )
+from virtual_slurm import running_slurm
 
+from hpc_cg.stages import claims
 from hpc_cg.stages import product as product_folder
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study, read_study

@@ -18,9 +18,9 @@ from toy import write_archive, write_study
 
 from hpc_cg import errors
 from hpc_cg.files import read_arrays, read_json
-from hpc_cg.stages.claims import owner
+from hpc_cg.stages.claims import owner, started_at
 from hpc_cg.stages.molecules import Place
-from hpc_cg.stages.product import State, _started
+from hpc_cg.stages.product import State
 from hpc_cg.stages.study import read_study
 from hpc_cg.store.dataset import load, open_spec
 from hpc_cg.store.layout import STORE
@@ -231,12 +231,12 @@ def test_positions_alone_are_enough_for_noise_and_for_nothing_else(tmp_path: Pat
 
 def claim(folder: str, gate: str, answers: str) -> None:
     """One of several processes that claim a folder at the same moment."""
-    from hpc_cg.stages import product
+    from hpc_cg.stages import claims
 
     while not Path(gate).exists():
         time.sleep(0.001)
     try:
-        product._claim(Path(folder))
+        claims.claim_folder(Path(folder))
         Path(answers, str(os.getpid())).touch()
         time.sleep(1.0)
     except errors.FolderBusy:
@@ -271,7 +271,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     other = {
         "host": socket.gethostname(),
         "pid": sleeper.pid,
-        "started": _started(sleeper.pid),
+        "started": started_at(sleeper.pid),
         "job": "7",
         "attempt": "",
     }
