@@ -19,6 +19,7 @@ from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study, read_study
 
 ROOT = Path(__file__).parents[2]
+PACED = Path(__file__).parent / "paced"
 HPC_CG = [sys.executable, "-c", "from launch.cli import main; main()"]
 UNSEALED = {"INTENT", "RUNNING", "SEALED", ".progress", "makers"}
 CHECKPOINT_EVERY = 50
@@ -27,7 +28,9 @@ LONG: dict[str, dict[str, Any]] = {
     "train": {"steps": 300, "checkpoint_every": CHECKPOINT_EVERY, "validate_every": 100},
     "simulate": {"time_ps": 4.0, "block_ps": 0.4},
 }
-"""Settings with which each stage takes some ten seconds."""
+"""Settings with which each stage has enough units of work for a disturbance in their midst."""
+
+PHASES = {"prepare": "mapping", "train": "training", "simulate": "simulating"}
 
 SITE = """
 [site]
@@ -77,8 +80,8 @@ mem_gb = 1
 
 
 def clean(environ: dict[str, str]) -> dict[str, str]:
-    """The environment of a user's shell on the login node."""
-    found = environ | {"PYTHONPATH": str(ROOT), "UCX_LOG_LEVEL": "error", "COLUMNS": "80"}
+    """The environment of a user's shell on the login node, with a pace for the work (paced/sitecustomize.py)."""
+    found = environ | {"PYTHONPATH": f"{PACED}:{ROOT}", "UCX_LOG_LEVEL": "error", "COLUMNS": "80"}
     found |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return found | {"PATH": f"{Path(sys.executable).parent}:{found['PATH']}"}
 
@@ -123,6 +126,17 @@ def with_products(study: Path, undisturbed: Path, before: str) -> Study:
     return found
 
 
+def pace(study: Study, stage: str, number: int, seconds: float) -> None:
+    """From so many units of work on, each process of the stage pauses for so long after each; until ``unpace``."""
+    beside = study.root / "paced.new"
+    beside.write_text(json.dumps([PHASES[stage], number, seconds]), encoding="utf-8")
+    beside.replace(study.root / "paced.json")
+
+
+def unpace(study: Study) -> None:
+    (study.root / "paced.json").unlink(missing_ok=True)
+
+
 def ask(environ: dict[str, str], *words: str) -> str:
     """What one of Slurm's programs says."""
     return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=True).stdout
@@ -144,17 +158,19 @@ def in_queue(environ: dict[str, str], study: Study) -> list[str]:
     return [label for label in queue(environ) if label.partition("_")[0] in own]
 
 
-def wait_for(happened: Callable[[], Any], seconds: float = 120, what: str = "waited in vain") -> Any:
+def wait_for(
+    happened: Callable[[], Any], seconds: float = 120, what: Callable[[], str] = lambda: "waited in vain"
+) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := happened()):
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what()
         time.sleep(0.1)
     return found
 
 
 def wait_for_end(environ: dict[str, str], study: Study, seconds: float = 240) -> None:
     """Until none of a study's jobs is in the queue."""
-    wait_for(lambda: not in_queue(environ, study), seconds, f"{logs(study)}\n{queue(environ)}")
+    wait_for(lambda: not in_queue(environ, study), seconds, lambda: f"{logs(study)}\n{queue(environ)}")
 
 
 def logs(study: Study) -> str:

@@ -1,19 +1,18 @@
 """Whatever happens to a job, the product in the end is that of an undisturbed run, and little work is done twice.
 
-Each drill disturbs one stage of a study on the real Slurm. What was lost is counted in shards, steps and blocks; set
-HPC_CG_DRILLS to a file to have the counts written there.
+Each drill disturbs one stage of a study on the real Slurm, whose processes are nearly held where it wants to meet them
+(paced/sitecustomize.py). What was lost is counted in shards, steps and blocks; set HPC_CG_DRILLS to a file to have the
+counts written there.
 """
 
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 from drills import (
@@ -27,15 +26,16 @@ from drills import (
     logs,
     node_of,
     of_study,
+    pace,
     processes,
     product,
     study_in,
+    unpace,
     wait_for,
     wait_for_end,
     with_products,
 )
 
-from hpc_cg.stages import claims
 from hpc_cg.stages.product import State
 from hpc_cg.stages.progress import read_progress
 from hpc_cg.stages.study import Study, read_study
@@ -46,7 +46,10 @@ INTERVAL = {"prepare": 2, "train": CHECKPOINT_EVERY, "simulate": 2}
 """What may be lost: a shard of each of two ranks, steps between checkpoints, a block of each of two elements."""
 
 BEFORE = {"prepare": 60, "train": CHECKPOINT_EVERY, "simulate": 3}
-"""How much is done when the disturbance comes."""
+"""How much is done when the disturbance comes; in training some steps more, to come between two checkpoints."""
+
+PACE = {"prepare": (40, 1.0), "train": (BEFORE["train"] + CHECKPOINT_EVERY // 3 + 2, 2.0), "simulate": (4, 6.0)}
+"""From how many units on, and how long (s) each process pauses after each: enough is done before, much is left."""
 
 Environ = dict[str, str]
 
@@ -70,15 +73,14 @@ def undisturbed(place: Path, environ: Environ, mpiexec: Path) -> Study:
     return read_study(study)
 
 
-ENOUGH: dict[str, dict[str, dict[str, float]]] = {
-    "prepare": {"prepare": {"shard_frames": 1}},
-    "train": {"train": {"steps": 1200, "checkpoint_every": 100, "validate_every": 2000}},
-    "simulate": {"simulate": {"time_ps": 9.6, "n_replicas": 3}},
+LIMITED: dict[str, tuple[dict[str, dict[str, float]], int, float]] = {
+    "prepare": ({}, 30, 3.0),
+    "train": ({}, 20, 3.0),
+    "simulate": ({"simulate": {"block_ps": 0.2, "n_replicas": 3}}, 2, 5.0),
 }
-"""Work for some twenty seconds. Of a minute half is kept free, some is spent on starting, and in the rest processes run
-but AWAKE of the time: too short for three times."""
+"""Settings and pace of stages with a limit of a minute, of which half is kept free: far too slow for three times."""
 
-AWAKE, BEAT_S = 0.5, 1.0
+STOPPED, TIMES = "stopped at a safe place", 3
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ class Limited:
 
 @pytest.fixture(scope="module")
 def limited(environ: Environ, place: Path, undisturbed: Study) -> Iterator[dict[str, Limited]]:
-    """Three studies at the same time, whose processes are slow once they work, and their twins."""
+    """Three studies at the same time, whose work is slow until they were stopped three times, and their twins."""
     found, twins = {}, []
-    for stage, changes in ENOUGH.items():
+    for stage, (changes, number, seconds) in LIMITED.items():
         study, plain = (
             with_products(study_in(place / f"{name}-{stage}", **changes), undisturbed.path, stage)
             for name in ("limited", "plain")
@@ -103,32 +105,23 @@ def limited(environ: Environ, place: Path, undisturbed: Study) -> Iterator[dict[
         for old, new in {"time_minutes = 10": "time_minutes = 1", "nodes = 2": "nodes = 1"}.items():
             text = text.replace(f"\n{old}\n", f"\n{new}\n")
         site.write_text(text)
+        pace(study, stage, number, seconds)
+        hpc_cg(environ, "submit", stage, study.path)
         line = [*HPC_CG, "run", stage, str(plain.path), "--ranks", "1"]
         twins.append(subprocess.Popen(line, env=environ, stdout=subprocess.DEVNULL))
         found[stage] = Limited(study, plain)
     for twin in twins:
         assert twin.wait(300) == 0
-    for stage, one in found.items():
-        hpc_cg(environ, "submit", stage, one.study.path)
-    over = Event()
-    slow = Thread(target=slow_down, args=([one.study.folder(stage) for stage, one in found.items()], over))
-    slow.start()
-    yield found
-    over.set()
-    slow.join()
+    with ThreadPoolExecutor(len(found)) as pool:
+        waits = [pool.submit(run_freely_after_stops, one.study) for one in found.values()]
+        yield found
+    for wait in waits:
+        wait.result()
 
 
-def slow_down(folders: list[Path], over: Event) -> None:
-    """Let the processes that work in some folders, and have told of their progress, sleep most of the time."""
-    while not over.is_set():
-        busy = [folder for folder in folders if read_progress(folder) is not None]
-        owners = [one for folder in busy for one in claims.owners(folder)]
-        for one in owners:
-            _send(one.pid, signal.SIGSTOP)
-        over.wait(BEAT_S * (1 - AWAKE))
-        for one in owners:
-            _send(one.pid, signal.SIGCONT)
-        time.sleep(BEAT_S * AWAKE)
+def run_freely_after_stops(study: Study) -> None:
+    wait_for(lambda: logs(study).count(STOPPED) >= TIMES, 500, lambda: logs(study))
+    unpace(study)
 
 
 def _send(pid: int, number: signal.Signals) -> None:
@@ -178,7 +171,7 @@ def lose_node(environ: Environ, study: Study, job: str) -> None:
         wait_for(lambda: node not in ask(environ, "squeue", "--noheader", "--jobs", job, "--format=%N"), 30)
     finally:
         subprocess.run(["slurmd", "-f", environ["SLURM_CONF"], "-N", node], env=environ, check=True, timeout=30)
-        wait_for(lambda: _is_back(environ, node), 60, f"{node} did not come back")
+        wait_for(lambda: _is_back(environ, node), 60, lambda: f"{node} did not come back")
 
 
 def _runs_on(one: Process, node: str) -> bool:
@@ -235,10 +228,11 @@ def note(drill: str, stage: str, lost: int) -> None:
 
 def begun(environ: Environ, study: Study, stage: str) -> str:
     """Submit a stage, wait until some of it is done; the number of its job, or of an element of its array."""
+    pace(study, stage, *PACE[stage])
     hpc_cg(environ, "submit", stage, study.path)
     first = jobs_of(study)[0]
-    far = BEFORE[stage] + (CHECKPOINT_EVERY // 3 if stage == "train" else 0)  # between two checkpoints
-    wait_for(lambda: done(study, stage) >= BEFORE[stage] and worked(study, stage) >= far, 120, logs(study))
+    far = BEFORE[stage] + (CHECKPOINT_EVERY // 3 if stage == "train" else 0)
+    wait_for(lambda: done(study, stage) >= BEFORE[stage] and worked(study, stage) >= far, 240, lambda: logs(study))
     return f"{first['id']}_0" if first["parts"] else first["id"]
 
 
@@ -291,12 +285,11 @@ def test_disturbed_jobs_go_on_by_themselves_to_the_same_products(
     if hits_all:
         disturb(environ, hits[-1].study, hits[-1].job)
     for hit in hits:
-        if hit.study.state(hit.stage) == State.SEALED:
-            continue  # it had come to its end before the disturbance did
-        wait_for(lambda hit=hit: ", attempt 2, " in logs(hit.study), 120, logs(hit.study))
+        wait_for(lambda hit=hit: ", attempt 2, " in logs(hit.study), 120, lambda hit=hit: logs(hit.study))
         lost = max(0, hit.at_most - done(hit.study, hit.stage))
         note(drill, hit.stage, lost)
         assert lost <= INTERVAL[hit.stage]
+        unpace(hit.study)
     for hit in hits:
         wait_for_end(environ, hit.study)
         assert hit.study.state(hit.stage) == State.SEALED, logs(hit.study)
@@ -312,6 +305,7 @@ def test_after_a_kill_one_more_submit_gives_the_same_products(
     for hit in hits:
         wait_for_end(environ, hit.study)
         assert hit.study.state(hit.stage) != State.SEALED
+        unpace(hit.study)
         lost = max(0, hit.at_most - done(hit.study, hit.stage))
         note(drill, hit.stage, lost)
         assert lost <= INTERVAL[hit.stage]
@@ -330,6 +324,7 @@ def test_an_element_that_was_cancelled_is_the_only_one_submitted_again(
     study = study_before("simulate", "debug")
     job = begun(environ, study, "simulate")
     cancel_element(environ, study, job)
+    unpace(study)
     wait_for_end(environ, study)
     assert study.state("simulate") != State.SEALED
     hpc_cg(environ, "submit", "simulate", study.path)
@@ -339,12 +334,12 @@ def test_an_element_that_was_cancelled_is_the_only_one_submitted_again(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("stage", ENOUGH)
+@pytest.mark.parametrize("stage", LIMITED)
 def test_a_time_limit_of_a_minute_hit_three_times_loses_nothing(
     environ: Environ, limited: dict[str, Limited], stage: str
 ) -> None:
     one = limited[stage]
-    wait_for_end(environ, one.study, 500)
+    wait_for_end(environ, one.study, 560)
     assert one.study.state(stage) == State.SEALED, logs(one.study)
     assert product(one.study, stage) == product(one.plain, stage)
-    assert logs(one.study).count("stopped at a safe place") >= 3, logs(one.study)
+    assert logs(one.study).count(STOPPED) >= TIMES
