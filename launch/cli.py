@@ -41,16 +41,25 @@ def run(
         float | None,
         typer.Option("--bandwidth-gb-s", min=0.001, help="With --estimate: what the file system gives all ranks."),
     ] = None,
+    at_once: Annotated[
+        int, typer.Option("--at-once", min=0, help="Of a campaign: members that run together; 0 means one per core.")
+    ] = 0,
 ) -> None:
-    """Run a stage, or all, here and now, with progress.
+    """Run a stage, or all, here and now, with progress; or a campaign: many studies that differ in a few settings.
 
     What is sealed is skipped; what was interrupted continues where it stopped. A product that no longer fits the
     study is moved to run/superseded and made again.
 
     [bold]Examples:[/] hpc-cg run all study.toml     hpc-cg run prepare study.toml --estimate --ranks 64
+    hpc-cg run campaign campaign.toml --at-once 4
     """
+    from hpc_cg.campaign.members import is_campaign
+
     try:
-        code = _estimate(words, ranks, bandwidth_gb_s) if estimate else _run(words, ranks)
+        if "campaign" in words or is_campaign(Path(words[-1])):
+            code = _campaign(words, ranks, at_once)
+        else:
+            code = _estimate(words, ranks, bandwidth_gb_s) if estimate else _run(words, ranks)
     except KeyboardInterrupt:
         errors.print(STOPPED, soft_wrap=True)
         code = 130
@@ -83,6 +92,21 @@ def _run(words: list[str], ranks: int) -> int:
         console.print("no mpiexec here, so one process (pip install 'hpc-cg\\[mpi]' brings one)", soft_wrap=True)
         n_ranks = 1
     return run_stages(found, _stages(found, target), n_ranks, console, errors)
+
+
+def _campaign(words: list[str], ranks: int, at_once: int) -> int:
+    import os
+
+    from hpc_cg.campaign.members import read_campaign
+    from launch.campaign import run_campaign
+
+    files = [word for word in words if word not in ("campaign", "all")]
+    if len(files) != 1:
+        raise ConfigError(
+            f"hpc-cg run {' '.join(words)}", ["a campaign is one file. Try: hpc-cg run campaign campaign.toml."]
+        )
+    n_cores = ranks or len(os.sched_getaffinity(0))
+    return run_campaign(read_campaign(Path(files[0])), at_once or n_cores, n_cores, console)
 
 
 def _target(words: list[str], command: str = "run") -> tuple[str, Path]:

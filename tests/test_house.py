@@ -15,6 +15,7 @@ ORDER = (
     {"analysis"},
     {"report"},
     {"stages"},
+    {"campaign"},
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FILES = sorted(path for top in ("hpc_cg", "jobs", "launch") for path in (ROOT / top).rglob("*.py"))

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from toy import write_study
 
+from hpc_cg.campaign.members import is_campaign, read_campaign
 from hpc_cg.stages.study import TABLES, read_study
 from launch import cli
 
@@ -117,7 +118,7 @@ def test_every_table_that_is_shown_is_accepted(paper: str, text: str, tmp_path: 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.toml")), ids=name)
 def test_every_example_is_accepted(path: Path) -> None:
-    read_study(path)
+    assert read_campaign(path).members if is_campaign(path) else read_study(path)
 
 
 def documented() -> dict[str, dict[str, str]]:

@@ -70,6 +70,25 @@ class Stop:
     reason: str
 
 
+@dataclass(frozen=True)
+class Line:
+    """A figure against the number of frames trained on, with the spread of each point."""
+
+    label: str
+    n_frames: Float[np.ndarray, "point"]
+    value: Float[np.ndarray, "point"]
+    spread: Float[np.ndarray, "point"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of a campaign: what it is, with its unit, and a line for each kind of model."""
+
+    quantity: str
+    lines: tuple[Line, ...]
+    logarithmic: bool = False
+
+
 def free_energy_pair(
     reference: Float[np.ndarray, "bin bin"],
     model: Float[np.ndarray, "bin bin"],
@@ -218,6 +237,44 @@ def psi_integration(labels: PsiIntegration, network: PsiIntegration | None = Non
         for ax in (left, right):
             ax.xaxis.set_major_locator(MultipleLocator(30))
         _legend(figure, left, right)
+        return _svg(figure)
+
+
+def lines_over_frames(panels: Sequence[Panel], by_size: bool = True) -> bytes:
+    """Figures of a campaign against the frames trained on, two panels in a row; SVG.
+
+    by_size   False where all were trained on the same number: then the kinds stand side by side
+    """
+    n_rows = -(-len(panels) // 2)
+    colours = (REFERENCE, MODEL, WARNING, "#009E73", "#CC79A7", NOISED, GREY)
+    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
+    with _style():
+        figure = Figure(figsize=(WIDTH, 0.6 + 2.6 * n_rows), layout="constrained")
+        axes = figure.subplots(n_rows, 2, squeeze=False).ravel()
+        for ax, panel in zip(axes, panels, strict=False):
+            for line in panel.lines:
+                number = labels.index(line.label)
+                # side by side, so that bars of equal sizes do not lie on one another
+                x = line.n_frames * 1.06 ** (number - len(labels) / 2) if by_size else np.full(len(line.value), number)
+                ax.errorbar(
+                    x, line.value, line.spread, fmt="o-" if by_size else "o", ms=4, capsize=2.5, lw=1.2,
+                    color=colours[number % len(colours)], label=line.label,
+                )  # fmt: skip
+            if panel.logarithmic:
+                ax.set_yscale("log")
+                _readable_log(ax)
+                ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            elif min(line.value.min() for line in panel.lines) < 0:
+                ax.axhline(0, color=GREY, lw=0.8, zorder=0)
+            if by_size:
+                ax.set_xscale("log")
+                ax.set_xlabel("frames trained on")
+            else:
+                ax.set_xticks([])
+            ax.set_ylabel(panel.quantity)
+        for ax in axes[len(panels) :]:
+            ax.set_visible(False)
+        _legend(figure, *axes[: len(panels)])
         return _svg(figure)
 
 

@@ -45,11 +45,16 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, config=STRICT)
 class StudyConfig:
-    """The table [study]: what all stages share."""
+    """The table [study]: what all stages share.
+
+    folder   of the products
+    root     the folder that relative paths start from; empty for that of the study file
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     temperature_K: float = Field(gt=0)
     folder: str = "run"
+    root: str = ""
 
 
 TABLES: dict[str, type] = {
@@ -75,7 +80,7 @@ class Study:
     @property
     def root(self) -> Path:
         """The folder that relative paths of the study start from."""
-        return self.path.parent
+        return self.path.parent / self.study.root
 
     @property
     def run_folder(self) -> Path:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT
+from hpc_cg.errors import OutOfMemory
 from hpc_cg.files import digest, read_json, write_json
 from hpc_cg.stages.progress import Heartbeat
 
@@ -35,6 +36,8 @@ class TrainConfig:
     torsion_order      of the torsion priors' Fourier series; 0 for bonds, angles and impropers alone
     cutoff_nm          beads further apart than this do not see one another
     seed               of the initial weights, the order of samples and the noise
+    fraction           of the frames to train on: 1, or one over a whole number k for every k-th of them
+    subset             of fraction 1/k: which one, 0 to k − 1 and round again
     molecule           of the study's several ones, the one to train on; empty where there is only one
     memory_limit_gb    largest store that is loaded; a larger one is streamed from disk, with the settings below
     streams            of a streamed store: parts that processes share out, a divisor of batch_size and at least as
@@ -60,6 +63,8 @@ class TrainConfig:
     terminal_widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128,), min_length=1)
     torsion_order: int = Field(default=8, ge=0, le=30)
     seed: int = Field(default=1, ge=0)
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    subset: int = Field(default=0, ge=0)
     molecule: str = ""
     memory_limit_gb: float = Field(default=8.0, gt=0)
     streams: int = Field(default=0, ge=0)
@@ -72,6 +77,17 @@ class TrainConfig:
         if self.batch_size % self.n_streams:
             raise ValueError(f"streams = {self.streams} does not divide batch_size = {self.batch_size}.")
         return self
+
+    @model_validator(mode="after")
+    def _fraction_is_one_of_equal_parts(self) -> "TrainConfig":
+        if abs(self.every * self.fraction - 1) > 2e-3:
+            raise ValueError(f"fraction = {self.fraction} is not one over a whole number, as 0.1 or 0.01 are.")
+        return self
+
+    @property
+    def every(self) -> int:
+        """Of so many frames to train on, one is used."""
+        return round(1 / self.fraction)
 
     @property
     def n_streams(self) -> int:
@@ -91,7 +107,14 @@ def open_feed(study: "Study", world: "World", device: "torch.device") -> "tuple[
     if store_gib(source.spec) <= config.memory_limit_gb:
         labels = Labels(load(source.store, study.molecule, config.memory_limit_gb), source.kernel, config.seed)
         train, held_out = split(labels.frames, source.spec.held_out)
+        train = train[config.subset % config.every :: config.every]
         feed: Feed = Resident(labels, train, held_out, config.seed, config.batch_size, world, device)
+    elif config.every > 1:
+        raise OutOfMemory(
+            f"train.fraction = {config.fraction}",
+            f"a store that is streamed: {store_gib(source.spec):.3g} GiB for a limit of {config.memory_limit_gb:g} GiB",
+            "raise train.memory_limit_gb: a part of the frames is taken only of a store in memory",
+        )
     else:
         feed = Streaming(
             source,

@@ -1,0 +1,104 @@
+"""Run every member of a campaign here, several at once; a member that fails is told of, and the others go on.
+
+Products that members share are made first, one after another with all cores; then each member is a command of its own,
+``hpc-cg run all MEMBER.toml``, whose words go to a file beside it. At the end, and after failures too, the page.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from hpc_cg.campaign.findings import Failure, write_campaign_page
+from hpc_cg.campaign.members import Campaign, lay_out, shared_stages
+from hpc_cg.stages.product import State
+from hpc_cg.stages.study import Study
+from launch.plain import plain
+
+POLL_S = 0.2
+COMMAND = (sys.executable, "-c", "from launch.cli import main; main()", "run")
+
+
+@dataclass
+class Running:
+    """A member's command while it runs."""
+
+    study: Study
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def run_campaign(campaign: Campaign, at_once: int, n_cores: int, console: Console) -> int:
+    """Run what is missing of a campaign and write its page; the exit code is 1 where members failed.
+
+    at_once   members that run at the same time; each gets an equal share of the cores
+    Raises KeyboardInterrupt once all members have been asked to stop and have saved.
+    """
+    studies = lay_out(campaign)
+    console.print(f"[bold]{plain(campaign.config.name)}[/]  {len(studies)} members", soft_wrap=True)
+    failed: dict[Path, Failure] = {}
+    for stage, study in shared_stages(studies):
+        if study.state(stage) != State.SEALED:
+            console.print(f"  shared: {stage} …", soft_wrap=True)
+            _run([study], stage, 1, n_cores, console, failed)
+    todo = [one for one in studies if any(state != State.SEALED for state in one.states().values())]
+    if len(todo) < len(studies):
+        console.print(f"  {len(studies) - len(todo)} members are done", soft_wrap=True)
+    _run(todo, "all", at_once, max(1, n_cores // at_once), console, failed)
+    page = write_campaign_page(campaign, studies, tuple(failed.values()))
+    console.print(f"\n  {'page':<12}  {plain(str(page))}", soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _run(
+    studies: Sequence[Study], stage: str, at_once: int, ranks: int, console: Console, failed: dict[Path, Failure]
+) -> None:
+    """The stage of some members, so many at once; failures are added to ``failed``."""
+    waiting, running, n_done = list(studies), list[Running](), 0
+    began = time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(_start(waiting.pop(0), stage, ranks))
+            time.sleep(POLL_S)
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                n_done += 1
+                if one.process.returncode:
+                    failed[one.study.path] = Failure(one.study.path.stem, stage, _last_words(one.log), str(one.log))
+                if stage == "all":
+                    word = "[red]failed[/]" if one.process.returncode else "done"
+                    left = (time.monotonic() - began) / n_done * (len(studies) - n_done) / 60
+                    where = f"{n_done} of {len(studies)}, {left:.0f} min left"
+                    console.print(f"  {plain(one.study.path.stem)}: {word} ({where})", soft_wrap=True)
+    except KeyboardInterrupt:
+        for one in running:
+            one.process.send_signal(signal.SIGINT)
+        for one in running:
+            one.process.wait()
+        raise
+
+
+def _start(study: Study, stage: str, ranks: int) -> Running:
+    log = study.path.with_suffix(".log")
+    environ = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "COLUMNS": "120"}
+    with log.open("ab") as file:
+        # a session of its own: an interrupt reaches it once, from here
+        process = subprocess.Popen(
+            [*COMMAND, stage, str(study.path), "--ranks", str(ranks)],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environ, start_new_session=True,
+        )  # fmt: skip
+    return Running(study, process, log)
+
+
+def _last_words(log: Path) -> str:
+    """The last lines that say what was wrong."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error")]
+    return " ".join(lines[errors[-1] : errors[-1] + 3] if errors else lines[-1:])

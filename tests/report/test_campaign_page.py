@@ -1,0 +1,51 @@
+"""Claims about a campaign's page: means and spreads over repeats, lines named by what differs, failures listed."""
+
+import numpy as np
+import pytest
+
+from hpc_cg.report import figures
+from hpc_cg.report.campaign import Group, content
+from hpc_cg.report.page import render
+
+NAME = "excess force error"
+
+
+def group(labels: tuple[str, ...], n_frames: int, *values: float) -> Group:
+    return Group(labels, n_frames, {NAME: values}, {NAME: "kJ/mol/nm"}, 10, 1, 2)
+
+
+GROUPS = (
+    group(("forces", "100 %"), 4000, 11.0, 13.0),
+    group(("forces", "10 %"), 400, 30.0, 34.0),
+    group(("noise", "100 %"), 4000, 20.0),
+    group(("noise", "10 %"), 400, 50.0, 52.0),
+)
+
+
+def test_a_group_gives_the_mean_and_the_spread_of_single_models() -> None:
+    assert GROUPS[0].mean(NAME) == 12.0
+    assert GROUPS[0].spread(NAME) == pytest.approx(np.sqrt(2))
+    assert GROUPS[2].spread(NAME) is None
+
+
+def test_the_page_has_every_group_and_names_what_is_missing() -> None:
+    page = render(content("forces or noise", ("labels", "data"), GROUPS, {"noise_10_3": "train: no frames"}, {}))
+    for word in ("12.0 ± 1.4", "32.0 ± 2.8", "noise_10_3", "train: no frames", "4,000", "(kJ/mol/nm)"):
+        assert word in page
+
+
+def test_a_page_of_nothing_but_failures_is_a_page() -> None:
+    page = render(content("all failed", ("labels",), (), {"a": "prepare: no archive"}, {}))
+    assert "no archive" in page
+
+
+def line(label: str, n: int) -> figures.Line:
+    return figures.Line(label, np.geomspace(100, 10000, n), np.linspace(1, 2, n), np.full(n, 0.1))
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_the_picture_names_its_lines_and_is_the_same_again(by_size: bool) -> None:
+    panels = [figures.Panel("JS divergence", (line("forces", 3), line("noise", 3)), True)]
+    image = figures.lines_over_frames(panels, by_size)
+    assert image == figures.lines_over_frames(panels, by_size)
+    assert image.startswith(b"<?xml") and b"JS divergence" in image and b"noise" in image
