@@ -1,6 +1,8 @@
 # Each target first sets up what it needs: a .venv with the versions of constraints.txt, made once.
 #   make demo [SIZE=small|full]   the whole corridor on the example study
-#   make test [TESTS=tests/jobs]  the tests; tests of data, MPI, Slurm or a GPU skip, with the reason, where there is none
+#   make test [TESTS=tests/jobs] [WORKERS=2]
+#                                 the tests, by so many processes; those of data, MPI, Slurm or a GPU skip, with the
+#                                 reason, where there is none
 #   make lint types bench clean
 # PYTHON names the interpreter (3.11 or later) from which .venv is made.
 
@@ -9,6 +11,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(
 	$(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))) python3)
 SIZE ?= full
 TESTS ?= tests
+WORKERS ?= 2
 STUDY_full := examples/alanine/demo.toml
 STUDY_small := examples/alanine/demo-small.toml
 READY := .venv/.ready
@@ -33,7 +36,7 @@ demo: $(READY)
 	.venv/bin/hpc-cg run all $(STUDY_$(SIZE))
 
 test: $(READY)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -98,7 +98,8 @@ def _start(study: Study, stage: str, ranks: int) -> Running:
 
 
 def _last_words(log: Path) -> str:
-    """The last lines that say what was wrong."""
+    """What was wrong, in the words at the end of a log."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [number for number, line in enumerate(lines) if line.startswith("error")]
-    return " ".join(lines[errors[-1] : errors[-1] + 3] if errors else lines[-1:])
+    said = lines[errors[-1] :] if errors else lines[-1:]
+    return " ".join(line for line in said if not line.startswith("log: "))

@@ -23,6 +23,18 @@ _hook = install_import_hook("hpc_cg", "beartype.beartype")
 REQUIRED = {mark for mark in os.environ.get("HPC_CG_REQUIRE", "").split(",") if mark}
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes test: a file is tested by one of them, and all of Slurm by one, which begins with it."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    slurm = Path(__file__).parent / "slurm"
+    for item in items:
+        group = "slurm" if slurm in item.path.parents else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: slurm not in item.path.parents)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn the skip of a test that must run into a failure."""

@@ -5,7 +5,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,15 @@ def free_ports() -> int:
     pytest.fail("no free range of ports for a Slurm between 24000 and 32000")
 
 
+def mapped_files() -> set[str]:
+    """The files of shared memory that any process has in its memory."""
+    found = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            found |= {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
+    return found
+
+
 @contextmanager
 def running_slurm(sandbox: Path, accounting: bool = True) -> Iterator[dict[str, str]]:
     """Start a Slurm in a folder of its own, and end it; skips where it cannot be."""
@@ -44,8 +53,10 @@ def running_slurm(sandbox: Path, accounting: bool = True) -> Iterator[dict[str, 
         "CLEAN": "1",
     }
     # MPICH names its shared memory after job and step, numbers that begin anew with each of these Slurms
+    mapped = mapped_files()
     for left in Path("/dev/shm").glob("mpich_shm_*"):
-        left.unlink(missing_ok=True)
+        if str(left) not in mapped:
+            left.unlink(missing_ok=True)
     try:
         subprocess.run(["bash", SLURM_FOLDER / "start_slurm.sh"], env=environ | size, check=True, timeout=180)
         yield environ

@@ -152,7 +152,7 @@ values = [{ label = "1", train.seed = 1 }, { label = "2", train.seed = 2 }]
     done = run_campaign(path)
     assert done.returncode == 1, done.stdout + done.stderr
     page = (tmp_path / "campaign" / "campaign.html").read_text(encoding="utf-8")
-    assert "vast_1" in page and "lower train.batch_size" in page
+    assert "vast_1" in page and "Lower train.batch_size" in page
     (group,) = json.loads((tmp_path / "campaign" / "findings.json").read_text())
     assert group["labels"] == ["usual"]
     first, second = group["figures"]["excess force error"]["values"]
