@@ -152,3 +152,7 @@ class BrokenLaunch(HpcCgError):
 
 class MissingExtra(HpcCgError):
     """An optional dependency that this command needs is not installed."""
+
+
+class NoCompiler(HpcCgError):
+    """The simulation engine in C was asked for and could not be made here."""

@@ -1,10 +1,9 @@
-"""A group of replicas simulated as one dense batch, a block of steps at a time.
+"""A group of replicas simulated side by side, a block of steps at a time.
 
-Normal numbers are keyed by (seed, "langevin", replica, step // CHUNK), so a resumed run equals an
-uninterrupted one and a replica's noise does not depend on who shares its batch. At every saved frame a
-replica that diverged, or that turned into its mirror image, is quarantined: it is set back to its last good
-frame, held there, and recorded as NaN from then on; the others never notice, because replicas do not
-interact.
+Noise is keyed by (seed, replica, step), so a resumed run equals an uninterrupted one and does not depend on who shares
+its group. At every saved frame, and only there, a replica that diverged, or that turned into its mirror image, is
+quarantined: it is set back to its last good frame, held there, and recorded as NaN from then on; the others never
+notice, because replicas do not interact.
 """
 
 import time
@@ -18,29 +17,13 @@ from torch import Tensor
 
 from hpc_cg.beads import BeadSystem
 from hpc_cg.forcefield.coordinates import PriorParameters, bond_lengths, improper_products
-from hpc_cg.forcefield.evaluator import Evaluate
-from hpc_cg.randomness import stream
-from hpc_cg.simulate.langevin import EnsembleState, baoab, kinetic_temperatures, step
+from hpc_cg.simulate.engine import Engine
+from hpc_cg.simulate.langevin import EnsembleState, kinetic_temperatures
 from hpc_cg.simulate.recorder import BlockRecord, Quarantine
 from hpc_cg.units import kT
 
 WIDTHS = 8.0
 """Thermal widths of its prior that a bond may be off before its replica counts as diverged."""
-
-CHUNK = 100
-"""Steps whose normal numbers one stream gives; a block is a whole number of these."""
-
-
-@dataclass(frozen=True)
-class SimulateParameters:
-    """timestep_ps, friction_per_ps and temperature_K of the dynamics; a frame is saved every ``save_every``
-    steps.
-    """
-
-    timestep_ps: float
-    friction_per_ps: float
-    temperature_K: float
-    save_every: int
 
 
 @dataclass(frozen=True)
@@ -111,30 +94,28 @@ def state_of(record: BlockRecord, device: torch.device | str = "cpu") -> Ensembl
 
 def run_block(
     state: EnsembleState,
-    evaluate: Evaluate,
+    engine: Engine,
     system: BeadSystem,
     limits: Limits,
-    parameters: SimulateParameters,
+    save_every: int,
     n_steps: int,
-    seed: int,
     replica_ids: Sequence[int],
     quarantined: tuple[Quarantine, ...] = (),
 ) -> BlockResult:
-    """Simulate ``n_steps`` (a multiple of CHUNK and of save_every) from a state at a multiple of CHUNK.
+    """Simulate ``n_steps``, a multiple of ``save_every``: the steps between saved frames.
 
     ``quarantined`` are those of earlier blocks. The frame at the start is judged but not saved.
     """
-    assert n_steps % CHUNK == 0 and state.step % CHUNK == 0, f"{n_steps} steps from {state.step}, chunks of {CHUNK}"
-    assert n_steps % parameters.save_every == 0, f"{n_steps} steps, saved every {parameters.save_every}"
+    assert n_steps % save_every == 0, f"{n_steps} steps, saved every {save_every}"
     began = time.perf_counter()
-    group = _Group(evaluate, system, limits, parameters, seed, tuple(replica_ids))
+    group = _Group(system, limits, tuple(replica_ids))
     out = list(quarantined)
     state = group.judged(state, state, out)
     frames: list[np.ndarray] = []
     energies: list[np.ndarray] = []
     temperatures: list[float] = []
-    for _ in range(n_steps // parameters.save_every):
-        state = group.judged(group.advanced(state, parameters.save_every), state, out)
+    for _ in range(n_steps // save_every):
+        state = group.judged(engine.advance(state, save_every, group.replica_ids), state, out)
         inside = group.inside(out)
         frames.append(np.where(inside[:, None, None], _array(state.positions), np.nan).astype(np.float32))
         energies.append(np.where(inside, _array(state.energies), np.nan).astype(np.float32))
@@ -152,6 +133,7 @@ def run_block(
         kinetic_temperature_K=np.asarray(temperatures, np.float64),
         seconds=time.perf_counter() - began,
         device=state.positions.device.type,
+        engine=engine.name,
     )
     return BlockResult(state, record)
 
@@ -160,39 +142,13 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy().copy()
 
 
+@dataclass(frozen=True)
 class _Group:
-    """What stays the same while a group runs, and its noise."""
+    """What stays the same while a group runs."""
 
-    def __init__(
-        self,
-        evaluate: Evaluate,
-        system: BeadSystem,
-        limits: Limits,
-        parameters: SimulateParameters,
-        seed: int,
-        replica_ids: tuple[int, ...],
-    ):
-        self.evaluate, self.system, self.limits, self.parameters = evaluate, system, limits, parameters
-        self.seed, self.replica_ids = seed, replica_ids
-        self.chunk, self.normals = -1, torch.empty(0)
-
-    def advanced(self, state: EnsembleState, n_steps: int) -> EnsembleState:
-        """The state n_steps later."""
-        p = self.parameters
-        numbers = baoab(self.system.masses, p.timestep_ps, p.friction_per_ps, p.temperature_K, state.positions)
-        for _ in range(n_steps):
-            state = step(state, self.evaluate, numbers, self.noise(state))
-        return state
-
-    def noise(self, state: EnsembleState) -> Float[Tensor, "replica bead 3"]:
-        """The normal numbers of the step that starts at this state."""
-        chunk, place = divmod(state.step, CHUNK)
-        if chunk != self.chunk:
-            shape = (CHUNK, self.system.n_beads, 3)
-            streams = (stream(self.seed, "langevin", replica, chunk) for replica in self.replica_ids)
-            drawn = np.stack([one.standard_normal(shape, dtype=np.float32) for one in streams], axis=1)
-            self.chunk, self.normals = chunk, torch.from_numpy(drawn).to(state.positions)
-        return self.normals[place]
+    system: BeadSystem
+    limits: Limits
+    replica_ids: tuple[int, ...]
 
     def inside(self, out: Sequence[Quarantine]) -> Bool[np.ndarray, "replica"]:
         """Which replicas of the group are not quarantined."""

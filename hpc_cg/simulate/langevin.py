@@ -7,7 +7,7 @@
 (Leimkuhler & Matthews 2013, doi 10.1093/amrx/abs010.) Positions are sampled with very small error in dt;
 full-step velocities are not: a mode of frequency w reads the kinetic temperature T (1 - (w dt)^2 / 4), so a
 stiff bond looks cold in a run whose positions are right. State in, state out; the random numbers are given by
-the caller.
+the caller. The compiled engine makes the same steps, see hpc_cg/simulate/engine.c.
 """
 
 from collections.abc import Sequence
@@ -46,29 +46,36 @@ class Baoab:
     decay: float
 
 
-def baoab(
-    masses: Sequence[float], timestep_ps: float, friction_per_ps: float, temperature_K: float, like: Tensor
-) -> Baoab:
-    """The numbers of a step for beads of these masses (u), in the dtype and on the device of ``like``."""
-    mass = np.asarray(masses, dtype=np.float64)[:, None]
-    decay = float(np.exp(-friction_per_ps * timestep_ps))
-    spread = np.sqrt((1.0 - decay**2) * kT(temperature_K) / mass)
-    kick = torch.as_tensor(0.5 * timestep_ps / mass).to(like)
-    return Baoab(kick, torch.as_tensor(spread).to(like), 0.5 * timestep_ps, decay)
+@dataclass(frozen=True)
+class Dynamics:
+    """What decides a trajectory beside forces and start: masses (u) of the beads, timestep_ps, friction_per_ps,
+    temperature_K, and the seed of velocities and noise.
+    """
+
+    masses: tuple[float, ...]
+    timestep_ps: float
+    friction_per_ps: float
+    temperature_K: float
+    seed: int
+
+
+def baoab(dynamics: Dynamics, like: Tensor) -> Baoab:
+    """The numbers of a step, in the dtype and on the device of ``like``."""
+    mass = np.asarray(dynamics.masses, dtype=np.float64)[:, None]
+    decay = float(np.exp(-dynamics.friction_per_ps * dynamics.timestep_ps))
+    spread = np.sqrt((1.0 - decay**2) * kT(dynamics.temperature_K) / mass)
+    kick = torch.as_tensor(0.5 * dynamics.timestep_ps / mass).to(like)
+    return Baoab(kick, torch.as_tensor(spread).to(like), 0.5 * dynamics.timestep_ps, decay)
 
 
 def init(
-    positions: Float[Tensor, "replica bead 3"],
-    evaluate: Evaluate,
-    masses: Sequence[float],
-    temperature_K: float,
-    seed: int,
-    replica_ids: Sequence[int],
+    positions: Float[Tensor, "replica bead 3"], evaluate: Evaluate, dynamics: Dynamics, replica_ids: Sequence[int]
 ) -> EnsembleState:
     """Step 0: the positions given (nm), and Maxwell's velocities keyed by (seed, replica)."""
     shape = positions.shape[1:]
-    normals = np.stack([stream(seed, "velocities", replica).standard_normal(shape) for replica in replica_ids])
-    thermal = np.sqrt(kT(temperature_K) / np.asarray(masses, dtype=np.float64))[:, None]
+    draws = [stream(dynamics.seed, "velocities", replica).standard_normal(shape) for replica in replica_ids]
+    normals = np.stack(draws)
+    thermal = np.sqrt(kT(dynamics.temperature_K) / np.asarray(dynamics.masses, dtype=np.float64))[:, None]
     energies, forces = evaluate(positions)
     return EnsembleState(positions, torch.as_tensor(normals * thermal).to(positions), forces, energies, 0)
 

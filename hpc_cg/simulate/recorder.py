@@ -55,6 +55,7 @@ class BlockRecord:
                              a stiff bond reads colder there than it is (see hpc_cg.simulate.langevin)
     seconds                  wall time of the block
     device                   what it ran on: "cpu", "cuda"
+    engine                   the name of the engine that made it
     """
 
     replica_ids: tuple[int, ...]
@@ -69,6 +70,7 @@ class BlockRecord:
     kinetic_temperature_K: Float[np.ndarray, "saved"]
     seconds: float
     device: str
+    engine: str
 
 
 _ARRAYS = (
@@ -100,6 +102,7 @@ def write_block(folder: Path, group: int, block: int, record: BlockRecord) -> Pa
         quarantined=np.asarray(rows, np.int64).reshape(-1, 3),
         seconds=np.asarray(record.seconds, np.float64),
         device=np.asarray(record.device),
+        engine=np.asarray(record.engine),
         **arrays,
     )
     return path
@@ -109,7 +112,7 @@ def read_block(folder: Path, group: int, block: int) -> BlockRecord:
     """Read a block; raises MissingInput, UnreadableFile, DamagedProduct."""
     path = block_path(folder, group, block)
     content = read_arrays(path)
-    missing = {"replica_ids", "step", "quarantined", "seconds", "device", *_ARRAYS} - set(content)
+    missing = {"replica_ids", "step", "quarantined", "seconds", "device", "engine", *_ARRAYS} - set(content)
     if missing:
         raise DamagedProduct(
             f"reading the block {path}",
@@ -122,6 +125,7 @@ def read_block(folder: Path, group: int, block: int) -> BlockRecord:
         quarantined=tuple(Quarantine(int(r), int(s), REASONS[why]) for r, s, why in content["quarantined"]),
         seconds=float(content["seconds"]),
         device=str(content["device"]),
+        engine=str(content["engine"]),
         **{name: content[name] for name in _ARRAYS},
     )
 

@@ -7,6 +7,7 @@ start, velocities and noise are keyed by its own number, so it does not matter w
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,10 +21,11 @@ from hpc_cg.share import Stopped, Team
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
+    from hpc_cg.forcefield.forcefield import ForceField
     from hpc_cg.learning.labels import LabelSource
+    from hpc_cg.simulate.engine import Engine
+    from hpc_cg.simulate.langevin import Dynamics
     from hpc_cg.stages.study import Study
-
-CHUNK_STEPS = 100
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -32,9 +34,10 @@ class SimulateConfig:
 
     time_ps          simulated time of each replica
     save_ps          time between saved frames
-    block_ps         time between seals; at most this much is lost by a kill
+    block_ps         time between seals; about this much is lost by a kill
     group_size       replicas in one dense batch
     temperature_K    left out: that of the study, which is the only one the model is right for
+    engine           "compiled" (C, needs a compiler), "torch", or "auto": torch on a GPU, else compiled where it can be
     n_knots          intervals of the tables that hold the network's filters
     lost_budget      fraction of replicas that may be quarantined before the stage fails
     export           trajectories for other programs, one file per replica: "xtc", "dcd" or "none"
@@ -48,7 +51,8 @@ class SimulateConfig:
     block_ps: float = Field(default=20.0, gt=0)
     group_size: int = Field(default=48, ge=1)
     temperature_K: float | None = Field(default=None, gt=0)
-    n_knots: int = Field(default=1024, ge=16)
+    engine: Literal["auto", "compiled", "torch"] = "auto"
+    n_knots: int = Field(default=2048, ge=16)
     lost_budget: float = Field(default=0.5, ge=0, le=1)
     export: Literal["xtc", "dcd", "none"] = "xtc"
     seed: int = Field(default=1, ge=0)
@@ -58,11 +62,8 @@ class SimulateConfig:
         save, block, total = self.save_steps, self.block_steps, round(self.time_ps / self.timestep_ps)
         if save < 1 or abs(save * self.timestep_ps - self.save_ps) > 1e-9:
             raise ValueError(f"save_ps = {self.save_ps} is no whole number of steps of {self.timestep_ps} ps.")
-        if block % CHUNK_STEPS or block % save or block < 1:
-            raise ValueError(
-                f"block_ps = {self.block_ps} is {block} steps; it must be a multiple of {CHUNK_STEPS} steps "
-                "and of save_ps."
-            )
+        if block % save or block < 1:
+            raise ValueError(f"block_ps = {self.block_ps} is {block} steps; it must be a multiple of save_ps.")
         if abs(block * self.timestep_ps - self.block_ps) > 1e-9 or abs(total * self.timestep_ps - self.time_ps) > 1e-9:
             raise ValueError(f"block_ps and time_ps must be whole numbers of steps of {self.timestep_ps} ps.")
         if total % block:
@@ -147,25 +148,20 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
     """Simulate some groups to their end. Raises Stopped, on every member, where the team was asked to stop before."""
     import torch
 
-    from hpc_cg.forcefield.evaluator import evaluator
-    from hpc_cg.learning.checkpoint import load_forcefield
     from hpc_cg.learning.labels import label_source
-    from hpc_cg.simulate.ensemble import Limits, SimulateParameters, run_block, state_of
+    from hpc_cg.simulate.background import Background
+    from hpc_cg.simulate.ensemble import Limits, run_block, state_of
     from hpc_cg.simulate.langevin import init
-    from hpc_cg.simulate.recorder import last_block, read_block, write_block
+    from hpc_cg.simulate.recorder import Quarantine, last_block, read_block, write_block
     from hpc_cg.store.writer import epoch_sums
 
     config: SimulateConfig = study.tables["simulate"]
-    temperature_K = _temperature(study)
     blocks = study.folder("simulate") / "blocks"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
     shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
-    forcefield = load_forcefield(study.folder("train"))[0].to(device)
+    forcefield, dynamics, moving = _moving(study)
     system = forcefield.system
-    evaluate = evaluator(forcefield, tabulated=True, n_knots=config.n_knots)
-    limits = Limits.of(system, forcefield.parameters_of_prior, temperature_K)
-    parameters = SimulateParameters(config.timestep_ps, config.friction_per_ps, temperature_K, config.save_steps)
+    limits = Limits.of(system, forcefield.parameters_of_prior, dynamics.temperature_K)
     steps_of = {group: len(config.groups[group]) * config.block_steps for group in groups}
     there = _blocks_there(study)
     # every member counts what its share of the groups has behind it, so that together they count all of it once
@@ -173,37 +169,37 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
     total = sum(steps_of.values()) * config.n_blocks
     progress("simulating", done, total, "replica-steps")
     asked, longest_s = False, 0.0
+
+    def counted(group: int, lost: int) -> None:
+        nonlocal done
+        done += steps_of[group]
+        note = f"{lost} replicas of this group lost" if lost else ""
+        progress("simulating", done, total, "replica-steps", note)
+
     for group in team.take(groups, whole=False):
         replicas = config.groups[group]
-        first = torch.from_numpy(starts(source, shards, config.seed, replicas)).to(device)
         last = last_block(blocks, group)
+        quarantined: tuple[Quarantine, ...] = ()
         if last is None:
-            state = init(first, evaluate, system.masses, temperature_K, config.seed, replicas)
-            quarantined: tuple = ()
+            first = torch.from_numpy(starts(source, shards, config.seed, replicas)).to(moving.device)
+            state = init(first, moving.evaluate, dynamics, replicas)
         else:
             record = read_block(blocks, group, last)
-            state, quarantined = state_of(record, device), record.quarantined
-        for block in range(0 if last is None else last + 1, config.n_blocks):
-            if asked := team.stop(longest_s):
-                break
-            began = time.monotonic()
-            result = run_block(
-                state,
-                evaluate,
-                system,
-                limits,
-                parameters,
-                config.block_steps,
-                config.seed,
-                replicas,
-                quarantined,
-            )
-            write_block(blocks, group, block, result.record)
-            state, quarantined = result.state, result.quarantined
-            longest_s = max(longest_s, time.monotonic() - began)
-            done += len(replicas) * config.block_steps
-            lost = f"{len(quarantined)} replicas of this group lost" if quarantined else ""
-            progress("simulating", done, total, "replica-steps", lost)
+            state, quarantined = state_of(record, moving.device), record.quarantined
+        with Background() as writer:
+            for block in range(0 if last is None else last + 1, config.n_blocks):
+                if asked := team.stop(longest_s):
+                    break
+                began = time.monotonic()
+                result = run_block(
+                    state, moving, system, limits, config.save_steps, config.block_steps, replicas, quarantined
+                )
+                writer(
+                    partial(write_block, blocks, group, block, result.record),
+                    partial(counted, group, len(result.quarantined)),
+                )
+                state, quarantined = result.state, result.quarantined
+                longest_s = max(longest_s, time.monotonic() - began)
         if asked:
             break
     team.barrier()
@@ -212,11 +208,26 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
         raise Stopped
 
 
+def _moving(study: "Study") -> "tuple[ForceField, Dynamics, Engine]":
+    """The newest force field, how it is to move, and the engine that moves it; on a GPU where there is one."""
+    import torch
+
+    from hpc_cg.learning.checkpoint import load_forcefield
+    from hpc_cg.simulate.engine import engine
+    from hpc_cg.simulate.langevin import Dynamics
+
+    config: SimulateConfig = study.tables["simulate"]
+    forcefield = load_forcefield(study.folder("train"))[0]
+    masses, temperature_K = forcefield.system.masses, _temperature(study)
+    dynamics = Dynamics(masses, config.timestep_ps, config.friction_per_ps, temperature_K, config.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return forcefield, dynamics, engine(config.engine, forcefield, dynamics, device, config.n_knots)
+
+
 def gather(study: "Study") -> None:
     """Put the ensemble together from the blocks of all groups."""
     import torch
 
-    from hpc_cg.forcefield.evaluator import table_error
     from hpc_cg.learning.checkpoint import load_forcefield
     from hpc_cg.learning.labels import label_source
     from hpc_cg.simulate.recorder import read_block
@@ -226,15 +237,13 @@ def gather(study: "Study") -> None:
     folder = study.folder("simulate")
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
     shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
-    forcefield, step = load_forcefield(study.folder("train"))
     sample = torch.from_numpy(starts(source, shards, config.seed, config.groups[0]))
-    error = table_error(forcefield, sample, config.n_knots)
-    devices = {read_block(folder / "blocks", group, 0).device for group in range(len(config.groups))}
+    error = _moving(study)[2].table_error(sample)
+    records = [read_block(folder / "blocks", group, 0) for group in range(len(config.groups))]
+    used = {name: ", ".join(sorted({getattr(record, name) for record in records})) for name in ("engine", "device")}
+    step = load_forcefield(study.folder("train"))[1]
     write_json(folder / "quarantine.json", quarantine_rows(study))
-    write_json(
-        folder / "engine.json",
-        {"checkpoint_step": step, "table_error": error, "device": ", ".join(sorted(devices))},
-    )
+    write_json(folder / "engine.json", {"checkpoint_step": step, "table_error": error} | used)
     collect(study)
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from hpc_cg.beads import BeadSystem, bead_system
+from hpc_cg.errors import NoCompiler
 from hpc_cg.forcefield.coordinates import CoordinateMoments, PriorParameters, fit_priors
-from hpc_cg.forcefield.evaluator import Evaluate, evaluator
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
-from hpc_cg.simulate.ensemble import BlockResult, Limits, SimulateParameters, run_block
-from hpc_cg.simulate.langevin import EnsembleState, init
+from hpc_cg.simulate.engine import Engine, engine
+from hpc_cg.simulate.ensemble import BlockResult, Limits, run_block
+from hpc_cg.simulate.langevin import Dynamics, EnsembleState, init
 from hpc_cg.simulate.recorder import Quarantine
 
 PLACES = (
@@ -28,20 +29,20 @@ SEED = 11
 
 @dataclass(frozen=True)
 class Ensemble:
-    """A molecule, its priors, its forces, and 2000 frames (nm) to start from."""
+    """A molecule, its force field, 2000 frames (nm) to start from, and the engine that moves it."""
 
     system: BeadSystem
     prior: PriorParameters
     frames: np.ndarray
-    parameters: SimulateParameters
-    evaluate: Evaluate
-    dtype: torch.dtype = torch.float32
+    forcefield: ForceField
+    engine: Engine
+    save_every: int = 50
 
     def start(self, replica_ids: tuple[int, ...], frames: np.ndarray | None = None) -> EnsembleState:
         """Replica r starts from frame r."""
         places = self.frames if frames is None else frames
-        positions = torch.tensor(places[list(replica_ids)], dtype=self.dtype)
-        return init(positions, self.evaluate, self.system.masses, 300.0, SEED, replica_ids)
+        positions = torch.tensor(places[list(replica_ids)], dtype=torch.float32)
+        return init(positions, self.engine.evaluate, dynamics(self.system), replica_ids)
 
     def run(
         self,
@@ -51,25 +52,54 @@ class Ensemble:
         quarantined: tuple[Quarantine, ...] = (),
     ) -> BlockResult:
         limits = Limits.of(self.system, self.prior, 300.0)
-        return run_block(
-            state,
-            self.evaluate,
-            self.system,
-            limits,
-            self.parameters,
-            n_steps,
-            SEED,
-            replica_ids,
-            quarantined,
-        )
+        return run_block(state, self.engine, self.system, limits, self.save_every, n_steps, replica_ids, quarantined)
+
+
+def dynamics(system: BeadSystem, timestep_ps: float = 0.002, friction_per_ps: float = 1.0) -> Dynamics:
+    """Of the tests: 300 K and one seed."""
+    return Dynamics(system.masses, timestep_ps, friction_per_ps, 300.0, SEED)
+
+
+def make_engine(name: str, forcefield: ForceField, moves: Dynamics) -> Engine:
+    """The engine of that name; skips where there is no compiler for it."""
+    try:
+        return engine(name, forcefield, moves)
+    except NoCompiler as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
-def ensemble() -> Ensemble:
+def alanine() -> BeadSystem:
     names = ("ACE1:C", "ALA2:N", "ALA2:CA", "ALA2:CB", "ALA2:C", "NME3:N")
     masses = (12.011, 14.007, 12.011, 12.011, 12.011, 14.007)
-    system = bead_system(names, range(6), masses, ((0, 1), (1, 2), (2, 3), (2, 4), (4, 5)), ((2, 1, 4, 3),))
-    frames = np.array(PLACES) + np.random.default_rng(1).normal(0, 0.004, (2000, 6, 3))
-    prior = fit_priors(CoordinateMoments.of(frames, system), 300.0)
-    forcefield = ForceField(system, prior, SchNetConfig(n_filters=32, terminal_widths=(32,)))
-    return Ensemble(system, prior, frames, SimulateParameters(0.002, 1.0, 300.0, 50), evaluator(forcefield))
+    return bead_system(names, range(6), masses, ((0, 1), (1, 2), (2, 3), (2, 4), (4, 5)), ((2, 1, 4, 3),))
+
+
+@pytest.fixture(scope="session")
+def frames() -> np.ndarray:
+    """2000 frames in nm, float64."""
+    return np.array(PLACES) + np.random.default_rng(1).normal(0, 0.004, (2000, 6, 3))
+
+
+@pytest.fixture(scope="session")
+def forcefield(alanine: BeadSystem, frames: np.ndarray) -> ForceField:
+    """With torsions, and biases that are not zero, as after training."""
+    prior = fit_priors(CoordinateMoments.of(frames, alanine), 300.0, 3)
+    made = ForceField(alanine, prior, SchNetConfig(n_filters=32, terminal_widths=(32,)))
+    return biased(made)
+
+
+def biased(forcefield: ForceField) -> ForceField:
+    with torch.no_grad():
+        for name, value in forcefield.network.named_parameters():
+            if name.endswith("bias"):
+                value.copy_(torch.linspace(-0.5, 0.7, len(value)))
+    return forcefield
+
+
+@pytest.fixture(scope="session", params=["torch", pytest.param("compiled", marks=pytest.mark.compiler)])
+def ensemble(
+    request: pytest.FixtureRequest, alanine: BeadSystem, frames: np.ndarray, forcefield: ForceField
+) -> Ensemble:
+    moving = make_engine(request.param, forcefield, dynamics(alanine))
+    return Ensemble(alanine, forcefield.parameters_of_prior, frames, forcefield, moving)

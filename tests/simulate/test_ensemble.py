@@ -3,10 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import dynamics, make_engine
 
-from hpc_cg.forcefield.evaluator import evaluator
-from hpc_cg.forcefield.forcefield import ForceField
-from hpc_cg.simulate.ensemble import Limits, SimulateParameters, state_of
+from hpc_cg.simulate.ensemble import Limits, state_of
 from hpc_cg.simulate.recorder import Quarantine, read_block, write_block
 
 REPLICAS = tuple(range(8))
@@ -35,16 +34,9 @@ def test_replica_does_not_depend_on_its_companions(ensemble):
     assert not np.array_equal(here.positions[:, 1], there.positions[:, 1])
 
 
-def test_group_size_and_place_matter_only_by_rounding(ensemble):
-    forcefield = ForceField(ensemble.system, ensemble.prior).double()
-    exact = replace(ensemble, evaluate=evaluator(forcefield, torch.float64), dtype=torch.float64)
-    many = exact.run(exact.start(REPLICAS), 100, REPLICAS).state
-    few = exact.run(exact.start((5, 2)), 100, (5, 2)).state
-    assert torch.allclose(many.positions[[5, 2]], few.positions, rtol=0, atol=1e-10)
-
-
 def test_temperature_and_bonds_of_a_healthy_run(ensemble):
-    damped = replace(ensemble, parameters=SimulateParameters(0.002, 20.0, 300.0, 50))
+    moves = dynamics(ensemble.system, friction_per_ps=20.0)
+    damped = replace(ensemble, engine=make_engine(ensemble.engine.name, ensemble.forcefield, moves))
     record = damped.run(ensemble.start(tuple(range(64))), 500, tuple(range(64))).record
     assert record.quarantined == ()
     assert record.kinetic_temperature_K[-5:].mean() == pytest.approx(295, abs=15)

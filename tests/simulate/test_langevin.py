@@ -4,7 +4,7 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 
 from hpc_cg.forcefield.prediction import Prediction
-from hpc_cg.simulate.langevin import EnsembleState, baoab, init, kinetic_temperatures, step
+from hpc_cg.simulate.langevin import Dynamics, EnsembleState, baoab, init, kinetic_temperatures, step
 from hpc_cg.units import kT
 
 MASS, STIFFNESS, TEMPERATURE = 12.0, 3000.0, 300.0
@@ -16,6 +16,10 @@ def well(positions: torch.Tensor) -> Prediction:
     return Prediction(0.5 * STIFFNESS * positions.square().sum((1, 2)), -STIFFNESS * positions)
 
 
+def moves(timestep_ps: float, friction_per_ps: float = 1.0) -> Dynamics:
+    return Dynamics((MASS,), timestep_ps, friction_per_ps, TEMPERATURE, 5)
+
+
 def state_at(x: float, v: float) -> EnsembleState:
     positions = torch.full((1, 1, 3), x, dtype=torch.float64)
     energies, forces = well(positions)
@@ -24,15 +28,15 @@ def state_at(x: float, v: float) -> EnsembleState:
 
 def stationary(timestep_ps: float, friction_per_ps: float) -> np.ndarray:
     """Covariance of (x, v) that a step leaves unchanged, exactly: the step is linear here."""
-    numbers = baoab((MASS,), timestep_ps, friction_per_ps, TEMPERATURE, torch.zeros(0, dtype=torch.float64))
+    numbers = baoab(moves(timestep_ps, friction_per_ps), torch.zeros(0, dtype=torch.float64))
 
     def after(x: float, v: float, normal: float) -> list[float]:
         done = step(state_at(x, v), well, numbers, torch.full((1, 1, 3), normal, dtype=torch.float64))
         return [float(done.positions[0, 0, 0]), float(done.velocities[0, 0, 0])]
 
-    moves = np.array([after(1, 0, 0), after(0, 1, 0)]).T
+    linear = np.array([after(1, 0, 0), after(0, 1, 0)]).T
     noise = np.array([after(0, 0, 1)]).T
-    return solve_discrete_lyapunov(moves, noise @ noise.T)
+    return solve_discrete_lyapunov(linear, noise @ noise.T)
 
 
 @pytest.mark.parametrize("product", [0.1, 0.5, 1.0, 1.5])
@@ -46,9 +50,9 @@ def test_positions_in_a_well_are_exact_and_full_step_velocities_read_cold(produc
 def test_a_sampled_well_has_the_right_width():
     replicas = tuple(range(4000))
     start = torch.tensor(np.random.default_rng(0).normal(0, np.sqrt(kT(300.0) / STIFFNESS), (4000, 1, 3)))
-    state = init(start, well, (MASS,), TEMPERATURE, 5, replicas)
+    state = init(start, well, moves(1.0 / OMEGA), replicas)
     assert float(kinetic_temperatures(state.velocities, (MASS,)).mean()) == pytest.approx(300.0, rel=0.04)
-    numbers = baoab((MASS,), 1.0 / OMEGA, 1.0, TEMPERATURE, start)
+    numbers = baoab(moves(1.0 / OMEGA), start)
     generator = torch.Generator().manual_seed(3)
     for _ in range(100):
         state = step(state, well, numbers, torch.randn(4000, 1, 3, generator=generator, dtype=torch.float64))
@@ -59,7 +63,7 @@ def test_a_sampled_well_has_the_right_width():
 def test_without_friction_or_noise_energy_is_kept_to_second_order():
     drifts = []
     for timestep_ps in (0.01, 0.005):
-        numbers = baoab((MASS,), timestep_ps, 0.0, TEMPERATURE, torch.zeros(0, dtype=torch.float64))
+        numbers = baoab(moves(timestep_ps, 0.0), torch.zeros(0, dtype=torch.float64))
         state = state_at(0.03, 0.0)
         energies = []
         for _ in range(round(2.0 / timestep_ps)):
@@ -71,15 +75,15 @@ def test_without_friction_or_noise_energy_is_kept_to_second_order():
 
 def test_a_step_leaves_its_argument_alone():
     state = state_at(0.1, 0.2)
-    numbers = baoab((MASS,), 0.01, 1.0, TEMPERATURE, state.positions)
+    numbers = baoab(moves(0.01), state.positions)
     after = step(state, well, numbers, torch.ones_like(state.positions))
     assert after.step == 1 and state.step == 0
     assert torch.equal(state.positions, torch.full((1, 1, 3), 0.1, dtype=torch.float64))
 
 
 def test_start_velocities_belong_to_the_replica_not_to_its_place():
-    positions = torch.zeros(3, 2, 3)
-    some = init(positions, well, (12.0, 14.0), 300.0, 8, (4, 5, 6)).velocities
-    others = init(positions, well, (12.0, 14.0), 300.0, 8, (6, 9, 4)).velocities
+    positions, two = torch.zeros(3, 2, 3), Dynamics((12.0, 14.0), 0.002, 1.0, 300.0, 8)
+    some = init(positions, well, two, (4, 5, 6)).velocities
+    others = init(positions, well, two, (6, 9, 4)).velocities
     assert torch.equal(some[2], others[0]) and torch.equal(some[0], others[2])
     assert not torch.equal(some[1], others[1])
