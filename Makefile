@@ -1,8 +1,8 @@
 # Each target first sets up what it needs: a .venv with the versions of constraints.txt, made once.
 #   make demo [SIZE=small|full]   the whole corridor on the example study
 #   make test [TESTS=tests/jobs] [WORKERS=2]
-#                                 the tests, by so many processes; those of data, MPI, Slurm or a GPU skip, with the
-#                                 reason, where there is none
+#                                 the tests, by so many processes; those of data, MPI, Slurm, a compiler or a GPU
+#                                 skip, with the reason, where there is none
 #   make lint types bench clean
 # PYTHON names the interpreter (3.11 or later) from which .venv is made.
 

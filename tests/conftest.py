@@ -1,6 +1,6 @@
 """Shapes and types of the library are checked while the tests run; fixtures that several folders share.
 
-HPC_CG_REQUIRE names marks, e.g. ``mpi,slurm``, whose tests must run: a skip of one of them is a failure.
+HPC_CG_REQUIRE names marks, e.g. ``mpi,slurm,compiler``, whose tests must run: a skip of one of them is a failure.
 """
 
 import os

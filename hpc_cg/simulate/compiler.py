@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from hpc_cg.errors import NoCompiler, UnsafeFolder
+from hpc_cg.errors import FolderNotWritable, NoCompiler, UnsafeFolder
 from hpc_cg.files import own_folder
 
 SOURCE = Path(__file__).with_name("engine.c")
@@ -42,11 +42,16 @@ def built(environ: Mapping[str, str]) -> Path:
     candidates = compilers(environ)
     if not candidates:
         raise NoCompiler("the compiled simulation engine", f"no C compiler (CC, {', '.join(NAMES)})", INSTALL)
+    try:
+        where = own_folder(folder(environ))
+    except (FolderNotWritable, UnsafeFolder) as error:
+        change = 'name another in XDG_CACHE_HOME; simulate.engine = "torch" needs none'
+        raise NoCompiler("a folder for the compiled simulation engine", str(error), change) from error
     complaints = []
     for compiler in candidates:
         try:
-            return _built_by(compiler, folder(environ))
-        except (OSError, subprocess.SubprocessError, UnsafeFolder) as error:
+            return _built_by(compiler, where)
+        except (OSError, subprocess.SubprocessError) as error:
             said = getattr(error, "stderr", None) or str(error)
             complaints.append(f"{' '.join(compiler)}: {_first_lines(said)}")
     raise NoCompiler("the compiled simulation engine", "; ".join(complaints), INSTALL)
@@ -69,7 +74,7 @@ def folder(environ: Mapping[str, str]) -> Path:
 def _built_by(compiler: list[str], where: Path) -> Path:
     version = _run([*compiler, "--version"])
     parts = (SOURCE.read_text(encoding="utf-8"), " ".join(compiler), version, " ".join(FLAGS), processor())
-    path = own_folder(where) / f"engine-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
+    path = where / f"engine-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if not path.exists():
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
