@@ -130,6 +130,7 @@ class TabulatedNetwork:
         self.table = FilterTable.of(network, dtype, n_knots)
         self.first, self.second, self.difference = network.first, network.second, network.difference.to(dtype)
         self.square = self._square()
+        self.gather = gather if self.square.device.type == "cpu" else self.summed
         with torch.no_grad():
             self._fold(deepcopy(network).double(), dtype)
 
@@ -188,7 +189,7 @@ class TabulatedNetwork:
         for place in range(1, n_blocks):
             kernel = (curves.view(-1, curves.shape[-1]) @ self.table.vectors[place]).view(*distances.shape, width)
             sent = _apply(self.lift[place], state[:, : place * width], n_frames)
-            received = gather(kernel, sent.view(self.n_beads, n_frames, width))
+            received = self.gather(kernel, sent.view(self.n_beads, n_frames, width))
             mixed = _apply(self.mix[place], received.view(rows, width), n_frames)
             torch.sigmoid(mixed, out=state[:, place * width : (place + 1) * width])
             trace.append((place, kernel, sent.view(self.n_beads, n_frames, width)))
@@ -197,9 +198,17 @@ class TabulatedNetwork:
         for place, kernel, sent in reversed(trace):
             pull = (self._through(back, state, place) @ self.mix[place].weight.T).view_as(sent)
             slope += couple(pull, sent) @ self.table.vectors[place].T
-            back[:, : place * width].addmm_(gather(kernel, pull).view(rows, width), self.lift[place].weight.T)
+            back[:, : place * width].addmm_(self.gather(kernel, pull).view(rows, width), self.lift[place].weight.T)
         slope += self._unopened(self._through(back, state, 0), n_frames)
         return energy, slope.mul_(steepness).sum(-1)
+
+    def summed(self, kernel: Tensor, x: Tensor) -> Tensor:
+        """As ``hpc_cg.forcefield.pairs.gather``, bead by bead in a fixed order: additions of an accelerator into one
+        place come in any order, and then no run is repeated bit for bit.
+        """
+        wide = torch.cat((kernel, torch.zeros_like(kernel[:1])))
+        rows = self.square.view(self.n_beads, self.n_beads)
+        return torch.stack([(wide.index_select(0, row) * x).sum(0) for row in rows])
 
     def _through(self, back: Tensor, state: Tensor, place: int) -> Tensor:
         """The derivative by a block's logistic arguments, from that by its values."""

@@ -7,6 +7,7 @@ not interact, so many of them go through the same stepper, batch after batch.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,11 +48,12 @@ class TorchEngine:
         tabulated: bool = True,
         batch: int | None = None,
     ):
-        self.device, self.n_knots, self.forcefield = torch.device(device), n_knots, forcefield
+        self.device, self.n_knots = torch.device(device), n_knots
+        self.forcefield = deepcopy(forcefield).to(self.device)
         n_beads = forcefield.system.n_beads
         pairs = n_beads * (n_beads - 1) // 2 * forcefield.config.n_filters * dtype.itemsize
         self.batch = batch or max(1, BATCH_BYTES["cpu" if self.device.type == "cpu" else "cuda"] // max(pairs, 1))
-        self.force = evaluator(forcefield.to(self.device), dtype, tabulated, n_knots)
+        self.force = evaluator(self.forcefield, dtype, tabulated, n_knots)
         self.numbers = baoab(dynamics, torch.zeros(0, dtype=dtype, device=self.device))
         self.key, self.n_beads = key_of(dynamics.seed), n_beads
         self.steppers: dict[tuple[int, int], Stepper] = {}
@@ -161,7 +163,7 @@ class Stepper:
                 self.bundle()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.bundle()
         return graph.replay
 

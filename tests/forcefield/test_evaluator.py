@@ -3,6 +3,7 @@ import torch
 
 from hpc_cg.forcefield.evaluator import TabulatedNetwork, evaluator, table_error
 from hpc_cg.forcefield.forcefield import ForceField
+from hpc_cg.forcefield.pairs import gather
 from hpc_cg.forcefield.schnet import SchNetConfig
 
 
@@ -44,6 +45,12 @@ def test_tabulated_forces_are_the_gradient_of_the_tabulated_energy(forcefield, p
     shift[:, 2, 0] = 1e-7
     slope = (coarse(positions + shift).energy - coarse(positions - shift).energy) / 2e-7
     assert torch.allclose(-slope, coarse(positions).forces[:, 2, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_sums_for_an_accelerator_are_those_over_pairs(forcefield):
+    network = TabulatedNetwork(forcefield.network, torch.float64, 128)
+    kernel, x = torch.randn(15, 3, 8, dtype=torch.float64), torch.randn(6, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(network.summed(kernel, x), gather(kernel, x))
 
 
 def test_table_gets_better_with_knots(forcefield, positions):
