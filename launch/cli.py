@@ -1,4 +1,4 @@
-"""The command line: hpc-cg run, submit, status, logs, cancel, show, audit, templates, doctor."""
+"""The command line: hpc-cg run, submit, status, logs, cancel, show, export, audit, templates, doctor."""
 
 import sys
 from pathlib import Path
@@ -281,6 +281,26 @@ def show(
     for name in _stages(found, stage or "all"):
         for line in product_lines(found, name):
             console.print(plain(line), soft_wrap=True)
+
+
+@app.command()
+def export(
+    study: StudyFile,
+    to: Annotated[
+        Path, typer.Option("--to", help="File to write: .pt2 for Python, .pt for C++ and openmm-torch.")
+    ] = Path("forcefield.pt2"),
+    double: Annotated[bool, typer.Option("--double", help="Compute in float64, not float32.")] = False,
+) -> None:
+    """Write the trained force field for other programs: a file that needs torch and nothing else.
+
+    Beside it lie what the beads are (JSON) and the network's filters and weights (npz). See docs/elsewhere.md.
+
+    [bold]Example:[/] hpc-cg export study.toml --to forcefield.pt2
+    """
+    from launch.export import export_forcefield
+
+    for path in export_forcefield(_study(study), to, double):
+        console.print(f"written: {plain(str(path))}", soft_wrap=True)
 
 
 @app.command()

@@ -12,7 +12,7 @@ inference none. Arrays run [bead or pair, frame, feature], because then a sum ov
 whole rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, cast
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from hpc_cg.forcefield.pairs import couple, gather
 from hpc_cg.forcefield.prediction import Prediction
+
+PairSum = Callable[[Tensor, Tensor], Tensor]
+"""``gather`` or ``couple`` of hpc_cg.forcefield.pairs, or something that gives the same."""
 
 TINY = 1e-6
 """Distances (nm) below this count as this, so that two beads in one place give a number."""
@@ -146,13 +149,15 @@ class SchNet(nn.Module):
                 if layer.bias is not None:
                     layer.bias.zero_()
 
-    def forward(self, positions: Float[Tensor, "frame bead 3"]) -> Prediction:
+    def forward(
+        self, positions: Float[Tensor, "frame bead 3"], gather: PairSum = gather, couple: PairSum = couple
+    ) -> Prediction:
         """Energy and forces (positions in nm); both can be differentiated by the parameters."""
         n_frames, n_beads, _ = positions.shape
         flat = positions.transpose(0, 1).reshape(n_beads, -1)
         vectors = (self.difference @ flat).view(-1, n_frames, 3)
         distances = vectors.square().sum(-1).clamp_min(TINY**2).sqrt()
-        energy, slope = self.radial(distances)
+        energy, slope = self.radial(distances, gather, couple)
         along = (slope / distances)[..., None] * vectors
         forces = -(self.difference.T @ along.view(len(along), -1)).view(n_beads, n_frames, 3)
         return Prediction(energy, forces.transpose(0, 1))
@@ -162,7 +167,9 @@ class SchNet(nn.Module):
         basis, envelope = self.basis(distances), self.basis.envelope(distances)
         return [block.filter(basis, envelope) for block in self.blocks]
 
-    def radial(self, distances: Float[Tensor, "pair frame"]) -> tuple[Tensor, Tensor]:
+    def radial(
+        self, distances: Float[Tensor, "pair frame"], gather: PairSum = gather, couple: PairSum = couple
+    ) -> tuple[Tensor, Tensor]:
         """Energy (frame; kJ/mol) and its derivative by every pair's distance (pair frame; kJ/mol/nm)."""
         filters = self.filters(distances)
         x = self.embedding(self.types)[:, None].expand(-1, distances.shape[1], -1)

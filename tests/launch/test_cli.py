@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from toy import write_archive, write_study
 
 from hpc_cg.stages import product
@@ -457,3 +458,28 @@ def test_progress_tells_rate_and_time_left_of_what_was_done_in_this_run(tmp_path
 
 def test_the_stages_of_a_study_without_its_own_archive_leave_reference_out(tmp_path: Path) -> None:
     assert read_study(write_study(tmp_path)).stages[0] == "prepare"
+
+
+def test_export_writes_what_a_program_with_torch_alone_can_use(done: tuple[Path, str], tmp_path: Path) -> None:
+    study, _ = done
+    told = hpc_cg("export", study, "--to", tmp_path / "alanine.pt", "--double")
+    assert told.returncode == 0, told.stderr
+    names = ("alanine.pt", "alanine.json", "alanine-network.npz")
+    assert told.stdout.splitlines() == [f"written: {tmp_path / name}" for name in names]
+    beside = json.loads((tmp_path / "alanine.json").read_text())
+    assert beside["study"] == "toy" and beside["temperature_K"] == 300.0 and beside["step"] == 12
+    energy, _ = torch.jit.load(tmp_path / "alanine.pt")(torch.tensor(beside["example"]["positions_nm"]).double())
+    assert energy.item() == pytest.approx(beside["example"]["energy_kJ_mol"], rel=1e-9)
+
+
+def test_export_of_what_is_not_trained_is_refused_with_what_to_do(done: tuple[Path, str], tmp_path: Path) -> None:
+    study, _ = done
+    fresh = write_study(tmp_path)
+    told = hpc_cg("export", fresh)
+    assert told.returncode == 1 and "run the stage train of this study first" in words(told.stderr).lower()
+    changed = study.with_name("changed.toml")
+    changed.write_text(study.read_text().replace("steps = 12", "steps = 13"))
+    told = hpc_cg("export", changed, "--to", tmp_path / "a.pt2")
+    assert told.returncode == 1 and "made with other settings" in words(told.stderr)
+    assert hpc_cg("export", study, "--to", tmp_path / "a.onnx").returncode == 1
+    assert not list(tmp_path.glob("a.*"))
