@@ -168,6 +168,28 @@ def simulation(arrays: Arrays, save_ps: float, timestep_ps: float, lost: Sequenc
     return Section("Simulation", figures=(Figure("Replicas", "ψ of each replica in time.", image),))
 
 
+def exchange(swaps: Mapping[str, Any]) -> Section:
+    """How often neighbours on the ladder of temperatures trade places, and how replicas get around on it.
+
+    swaps   temperatures_K of the rungs; tried and accepted of each pair; round_trips of each replica; its ns
+    """
+    temperatures = swaps["temperatures_K"]
+    rows = tuple(
+        (f"{low:g} K, {high:g} K", f"{tried:,}", significant(accepted / tried, 3) if tried else "none tried")
+        for low, high, tried, accepted in zip(
+            temperatures[:-1], temperatures[1:], swaps["tried"], swaps["accepted"], strict=True
+        )
+    )
+    trips = np.asarray(swaps["round_trips"])
+    text = (
+        f"Replicas trade temperatures on a ladder of {len(temperatures)}; only frames at the study's temperature are "
+        f"judged. {int(trips.sum()):,} round trips from the lowest rung to the highest and back: "
+        f"{significant(float(trips.sum()) / (len(trips) * swaps['ns']), 3)} in a nanosecond of a replica, and "
+        f"{int((trips == 0).sum())} of {len(trips)} replicas made none."
+    )
+    return Section("Replica exchange", text=text, tables=(Table(("rungs", "attempts", "accepted share"), rows),))
+
+
 def left_out(
     frames: Sequence[Mapping[str, Any]],
     unreadable: Sequence[Mapping[str, str]],

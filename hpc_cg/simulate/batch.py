@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from hpc_cg.forcefield.evaluator import Evaluate, evaluator, table_error
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.prediction import Prediction
-from hpc_cg.simulate.langevin import Baoab, Dynamics, EnsembleState, baoab, step
+from hpc_cg.simulate.langevin import Dynamics, EnsembleState, Move, move_of
 from hpc_cg.simulate.noise import Key, key_of, normals
 
 BATCH_BYTES = {"cpu": 2**28, "cuda": 2**31}
@@ -54,7 +55,8 @@ class TorchEngine:
         pairs = n_beads * (n_beads - 1) // 2 * forcefield.config.n_filters * dtype.itemsize
         self.batch = batch or max(1, BATCH_BYTES["cpu" if self.device.type == "cpu" else "cuda"] // max(pairs, 1))
         self.force = evaluator(self.forcefield, dtype, tabulated, n_knots)
-        self.numbers = baoab(dynamics, torch.zeros(0, dtype=dtype, device=self.device))
+        self.dynamics = dynamics
+        self.move = move_of(dynamics, torch.zeros(0, dtype=dtype, device=self.device))
         self.key, self.n_beads = key_of(dynamics.seed), n_beads
         self.steppers: dict[tuple[int, int], Stepper] = {}
 
@@ -64,14 +66,21 @@ class TorchEngine:
         energies, forces = zip(*parts, strict=True)
         return Prediction(torch.cat(energies), torch.cat(forces))
 
-    def advance(self, state: EnsembleState, n_steps: int, replica_ids: Sequence[int]) -> EnsembleState:
-        """The state n_steps later; noise is keyed by each replica's id and the step."""
+    def advance(
+        self,
+        state: EnsembleState,
+        n_steps: int,
+        replica_ids: Sequence[int],
+        heat: Float[np.ndarray, "replica"] | None = None,
+    ) -> EnsembleState:
+        """The state n_steps later; noise is keyed by each replica's id and the step, and scaled by its heat."""
         assert len(replica_ids) == len(state.positions)
         ids, parts = torch.tensor(replica_ids, device=self.device), []
+        scale = torch.as_tensor(np.ones(len(ids)) if heat is None else heat).to(state.positions)
         size = min(self.batch, len(ids))
         for first in range(0, len(ids), size):
             rows = torch.arange(first, first + size, device=self.device).clamp_max(len(ids) - 1)
-            parts.append(self._advanced(_rows(state, rows), n_steps, ids[rows]))
+            parts.append(self._advanced(_rows(state, rows), n_steps, ids[rows], scale[rows]))
         joined = (torch.cat(tensors)[: len(ids)] for tensors in zip(*parts, strict=True))
         positions, velocities, forces, energies = joined
         return EnsembleState(positions, velocities, forces, energies, state.step + n_steps)
@@ -80,13 +89,13 @@ class TorchEngine:
         """Rms error of the tabulated forces over the rms network force, in float64, at positions (nm)."""
         return table_error(self.forcefield, positions.to(self.device), self.n_knots)
 
-    def _advanced(self, state: EnsembleState, n_steps: int, ids: Tensor) -> tuple[Tensor, ...]:
+    def _advanced(self, state: EnsembleState, n_steps: int, ids: Tensor, heat: Tensor) -> tuple[Tensor, ...]:
         """Positions, velocities, forces and energies of one batch n_steps later."""
-        batch = Batch.of(state, ids)
+        batch = Batch.of(state, ids, heat)
         for length in self.bundles(len(ids), n_steps):
             stepper = self.steppers.get((len(ids), length))
             if stepper is None:
-                stepper = Stepper(batch, self.force, self.numbers, self.key, length)
+                stepper = Stepper(batch, self.force, self.move, self.key, length)
                 self.steppers[len(ids), length] = stepper
             batch = stepper(batch)
         return tuple(part.clone() for part in (batch.positions, batch.velocities, batch.forces, batch.energies))
@@ -102,7 +111,7 @@ class TorchEngine:
 
 @dataclass(frozen=True)
 class Batch:
-    """The tensors that a bundle of steps changes in place, with the number of the next step and the replicas' ids."""
+    """The tensors that a bundle of steps changes in place; the next step's number, the replicas' ids and their heat."""
 
     positions: Float[Tensor, "replica bead 3"]
     velocities: Float[Tensor, "replica bead 3"]
@@ -110,13 +119,15 @@ class Batch:
     energies: Float[Tensor, "replica"]
     step: Tensor
     ids: Tensor
+    heat: Float[Tensor, "replica"]
 
     @staticmethod
-    def of(state: EnsembleState, ids: Tensor) -> "Batch":
+    def of(state: EnsembleState, ids: Tensor, heat: Tensor) -> "Batch":
         """A batch with tensors of its own."""
         parts = (state.positions, state.velocities, state.forces, state.energies)
         positions, velocities, forces, energies = (part.clone() for part in parts)
-        return Batch(positions, velocities, forces, energies, torch.tensor(state.step, device=ids.device), ids.clone())
+        step = torch.tensor(state.step, device=ids.device)
+        return Batch(positions, velocities, forces, energies, step, ids.clone(), heat.clone())
 
     def take(self, other: "Batch") -> None:
         """Become equal to another batch, in place."""
@@ -127,9 +138,9 @@ class Batch:
 class Stepper:
     """Moves batches of one size a fixed number of steps onward."""
 
-    def __init__(self, like: Batch, force: Evaluate, numbers: Baoab, key: Key, n_steps: int):
+    def __init__(self, like: Batch, force: Evaluate, one_step: Move, key: Key, n_steps: int):
         self.own = replace(like, **{name: part.clone() for name, part in vars(like).items()})
-        self.force, self.numbers, self.key, self.n_steps = force, numbers, key, n_steps
+        self.force, self.one_step, self.key, self.n_steps = force, one_step, key, n_steps
         self.offsets = torch.arange(n_steps, device=like.ids.device)
         self.move = self._captured() if like.ids.device.type == "cuda" else self.bundle
 
@@ -147,12 +158,12 @@ class Stepper:
         with torch.inference_mode():
             steps = own.step + self.offsets
             noise = normals(self.key, steps, own.ids, own.positions.shape[1], own.positions.dtype)
+            noise.mul_(own.heat[:, None, None])
             state = EnsembleState(own.positions, own.velocities, own.forces, own.energies, 0)
             for place in range(self.n_steps):
-                state = step(state, self.force, self.numbers, noise[place])
-            own.take(
-                Batch(state.positions, state.velocities, state.forces, state.energies, own.step + self.n_steps, own.ids)
-            )
+                state = self.one_step(state, self.force, noise[place])
+            parts = (state.positions, state.velocities, state.forces, state.energies)
+            own.take(Batch(*parts, own.step + self.n_steps, own.ids, own.heat))
 
     def _captured(self) -> Callable[[], None]:
         """The bundle as a graph of the device: warmed up on a stream of its own, captured, from then on replayed."""

@@ -17,7 +17,7 @@ from hpc_cg.errors import NoCompiler
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.prediction import Prediction
 from hpc_cg.simulate.compiler import library
-from hpc_cg.simulate.langevin import Dynamics, EnsembleState, baoab
+from hpc_cg.simulate.langevin import Dynamics, EnsembleState, baoab, overdamped
 from hpc_cg.simulate.noise import key_of
 from hpc_cg.simulate.packing import MAX_LAYERS, Packed, pack
 
@@ -26,7 +26,7 @@ TILE_ROWS = 56
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _NEW: list = [_POINTER, _LONG, _POINTER, _LONG]
-_RUN: list = [_POINTER, _INT, _INT, _INT, _POINTER, ctypes.c_uint64, _LONG, _FLOAT, _FLOAT, *[_POINTER] * 7]
+_RUN: list = [_POINTER, _INT, _INT, _INT, _POINTER, ctypes.c_uint64, _LONG, _INT, _FLOAT, _FLOAT, *[_POINTER] * 8]
 
 
 class CompiledEngine:
@@ -45,7 +45,7 @@ class CompiledEngine:
             raise NoCompiler("the compiled simulation engine", f"a network of {layers} layers", f"at most {MAX_LAYERS}")
         self.n_threads = n_threads or torch.get_num_threads()
         self.n_knots, self.system, self.network = n_knots, forcefield.system, deepcopy(forcefield.network).cpu()
-        self.numbers = baoab(dynamics, torch.zeros(0))
+        self.dynamics = dynamics
         self.key = np.array(key_of(dynamics.seed), np.uint32)
         self.handle = _Handle(pack(self.network, self.system, forcefield.parameters_of_prior, n_knots))
 
@@ -53,11 +53,17 @@ class CompiledEngine:
         """Energies and forces (nm, kJ/mol)."""
         return self._evaluated(self.handle, positions)
 
-    def advance(self, state: EnsembleState, n_steps: int, replica_ids: Sequence[int]) -> EnsembleState:
-        """The state n_steps later; noise is keyed by each replica's id and the step."""
+    def advance(
+        self,
+        state: EnsembleState,
+        n_steps: int,
+        replica_ids: Sequence[int],
+        heat: Float[np.ndarray, "replica"] | None = None,
+    ) -> EnsembleState:
+        """The state n_steps later; noise is keyed by each replica's id and the step, and scaled by its heat."""
         assert state.positions.dtype == torch.float32, "the compiled engine works in single precision"
         assert n_steps > 0 and len(replica_ids) == len(state.positions)
-        return self._run(self.handle, state, n_steps, replica_ids)
+        return self._run(self.handle, state, n_steps, replica_ids, heat)
 
     def table_error(self, positions: Float[Tensor, "frame bead 3"]) -> float:
         """Rms error of the network's forces over their rms, against the network itself in float64, at positions (nm).
@@ -70,24 +76,41 @@ class CompiledEngine:
         error = self._evaluated(alone, positions.float()).forces.double() - wanted
         return float((error.square().mean() / wanted.square().mean()).sqrt())
 
+    def _numbers(self) -> tuple[int, float, float, Tensor, Tensor]:
+        """Of a step: inertia or not, drift, decay, and per bead kick (or mobility) and spread."""
+        if self.dynamics.integrator == "overdamped":
+            still = overdamped(self.dynamics, torch.zeros(0))
+            return 0, 0.0, 0.0, still.mobility, still.spread
+        moving = baoab(self.dynamics, torch.zeros(0))
+        return 1, moving.drift, moving.decay, moving.kick, moving.spread
+
     def _evaluated(self, handle: "_Handle", positions: Tensor) -> Prediction:
         still, none = torch.zeros_like(positions), torch.zeros(len(positions))
         state = EnsembleState(positions, still, still, none, 0)
         found = self._run(handle, state, 0, range(len(positions)))
         return Prediction(found.energies, found.forces)
 
-    def _run(self, handle: "_Handle", state: EnsembleState, n_steps: int, ids: Sequence[int]) -> EnsembleState:
+    def _run(
+        self,
+        handle: "_Handle",
+        state: EnsembleState,
+        n_steps: int,
+        ids: Sequence[int],
+        heat: Float[np.ndarray, "replica"] | None = None,
+    ) -> EnsembleState:
         n_replicas, n_beads, _ = state.positions.shape
         assert n_beads == self.system.n_beads, f"{n_beads} beads, the force field has {self.system.n_beads}"
         parts = (state.positions, state.velocities, state.forces, state.energies)
         x, v, f, e = (part.detach().numpy().astype(np.float32, order="C", copy=True) for part in parts)
-        kick, spread = (np.ascontiguousarray(part.numpy().ravel()) for part in (self.numbers.kick, self.numbers.spread))
+        inertia, drift, decay, *per_bead = self._numbers()
+        kick, spread = (np.ascontiguousarray(part.numpy().ravel()) for part in per_bead)
+        scale = np.ascontiguousarray(np.ones(n_replicas) if heat is None else heat, dtype=np.float32)
         tile = max(1, min(round(TILE_ROWS / n_beads), -(-n_replicas // self.n_threads)))
-        arrays = (kick, spread, self.key, x, v, f, e)
+        arrays = (kick, spread, scale, self.key, x, v, f, e)
         numbers = np.array(ids, np.int64)
         handle.run(
             *(n_replicas, tile, self.n_threads, numbers.ctypes.data, state.step, n_steps),
-            *(self.numbers.drift, self.numbers.decay, *(array.ctypes.data for array in arrays)),
+            *(inertia, drift, decay, *(array.ctypes.data for array in arrays)),
         )
         positions, velocities, forces, energies = (torch.from_numpy(part) for part in (x, v, f, e))
         return EnsembleState(positions, velocities, forces, energies, state.step + n_steps)

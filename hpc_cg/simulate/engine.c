@@ -78,8 +78,10 @@ typedef struct {
 } Engine;
 
 typedef struct {
-  float drift, decay;         /* dt/2, exp(-friction dt) */
-  const float *kick, *spread; /* per bead: dt/2m, and the noise of a velocity */
+  int inertia;                /* or overdamped: only positions move */
+  float drift, decay;         /* dt/2, exp(-friction dt); without inertia not used */
+  const float *kick, *spread; /* per bead: dt/2m and the noise of a velocity; without inertia dt/(m friction) and that of
+                                 a position */
   uint32_t key[2];
 } Dynamics;
 
@@ -621,11 +623,17 @@ static void normals(const Engine *e, const Dynamics *dynamics, uint32_t replica,
 /* ---- dynamics of a tile ---- */
 
 /* kick, drift, thermostat, drift: what comes before the forces of a step */
-static void advance(const Engine *e, const Dynamics *d, Replica *replica, uint32_t id, uint64_t step) {
+static void advance(const Engine *e, const Dynamics *d, Replica *replica, uint32_t id, float heat, uint64_t step) {
   float noise[3 * e->padded];
   normals(e, d, id, step, noise);
+  for (int place = 0; place < 3 * e->padded; place++) noise[place] *= heat;
   for (int axis = 0; axis < 3; axis++) {
     float *x = replica->x + axis * e->padded, *v = replica->v + axis * e->padded, *f = replica->f + axis * e->padded;
+    if (!d->inertia) {
+      for (int bead = 0; bead < e->n; bead++)
+        x[bead] += d->kick[bead] * f[bead] + d->spread[bead] * noise[axis * e->padded + bead];
+      continue;
+    }
     for (int bead = 0; bead < e->n; bead++) {
       float speed = v[bead] + d->kick[bead] * f[bead], place = x[bead] + d->drift * speed;
       speed = speed * d->decay + d->spread[bead] * noise[axis * e->padded + bead];
@@ -684,8 +692,8 @@ static void take(const Engine *e, const float *from, float *to) {
     for (int axis = 0; axis < 3; axis++) to[3 * bead + axis] = from[axis * e->padded + bead];
 }
 
-static int run_tile(const Engine *e, const Dynamics *d, int size, const int64_t *ids, uint64_t step, long n_steps,
-                    float *positions, float *velocities, float *forces, float *energies) {
+static int run_tile(const Engine *e, const Dynamics *d, int size, const int64_t *ids, const float *heat, uint64_t step,
+                    long n_steps, float *positions, float *velocities, float *forces, float *energies) {
   Tile t = {.size = size};
   size_t bytes = lay_out(e, size, &t, 0);
   char *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -699,9 +707,9 @@ static int run_tile(const Engine *e, const Dynamics *d, int size, const int64_t 
     bring(e, forces + r * stride, t.replica[r].f);
   }
   for (long done = 0; done < n_steps; done++) {
-    for (int r = 0; r < size; r++) advance(e, d, t.replica + r, (uint32_t)ids[r], step + (uint64_t)done);
+    for (int r = 0; r < size; r++) advance(e, d, t.replica + r, (uint32_t)ids[r], heat[r], step + (uint64_t)done);
     evaluate(e, &t);
-    for (int r = 0; r < size; r++) kick(e, d, t.replica + r);
+    for (int r = 0; r < size && d->inertia; r++) kick(e, d, t.replica + r);
   }
   if (!n_steps) evaluate(e, &t);
   for (int r = 0; r < size; r++) {
@@ -717,17 +725,17 @@ static int run_tile(const Engine *e, const Dynamics *d, int size, const int64_t 
 /* ---- what is called from outside ---- */
 
 /* Make n_steps steps from ``step`` on with all replicas, in place; with n_steps = 0 only energies and forces are found.
-   Arrays run (replica, bead, 3). Gives 0, or 1 where memory is short. */
+   Arrays run (replica, bead, 3); ``heat`` scales the noise of each replica. Gives 0, or 1 where memory is short. */
 int engine_run(const Engine *e, int n_replicas, int tile, int n_threads, const int64_t *ids, uint64_t step, long n_steps,
-               float drift, float decay, const float *kick_of, const float *spread, const uint32_t *key,
-               float *positions, float *velocities, float *forces, float *energies) {
-  Dynamics d = {drift, decay, kick_of, spread, {key[0], key[1]}};
+               int inertia, float drift, float decay, const float *kick_of, const float *spread, const float *heat,
+               const uint32_t *key, float *positions, float *velocities, float *forces, float *energies) {
+  Dynamics d = {inertia, drift, decay, kick_of, spread, {key[0], key[1]}};
   int n_tiles = (n_replicas + tile - 1) / tile, failed = 0;
   long stride = 3L * e->n;
 #pragma omp parallel for num_threads(n_threads) schedule(dynamic) reduction(| : failed) if (n_threads > 1)
   for (int place = 0; place < n_tiles; place++) {
     int first = (int)((long)n_replicas * place / n_tiles), stop = (int)((long)n_replicas * (place + 1) / n_tiles);
-    failed |= run_tile(e, &d, stop - first, ids + first, step, n_steps, positions + first * stride,
+    failed |= run_tile(e, &d, stop - first, ids + first, heat + first, step, n_steps, positions + first * stride,
                        velocities + first * stride, forces + first * stride, energies + first);
   }
   return failed;

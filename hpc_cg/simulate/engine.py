@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,6 +33,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def dynamics(self) -> Dynamics:
+        """What decides its trajectories beside forces and start."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Where its states lie."""
         ...
@@ -40,8 +46,17 @@ class Engine(Protocol):
         """Energies and forces (nm, kJ/mol)."""
         ...
 
-    def advance(self, state: EnsembleState, n_steps: int, replica_ids: Sequence[int]) -> EnsembleState:
-        """The state n_steps later; noise is keyed by each replica's id and the step."""
+    def advance(
+        self,
+        state: EnsembleState,
+        n_steps: int,
+        replica_ids: Sequence[int],
+        heat: Float[np.ndarray, "replica"] | None = None,
+    ) -> EnsembleState:
+        """The state n_steps later; noise is keyed by each replica's id and the step.
+
+        heat   sqrt(T / temperature of the dynamics) of each replica, which scales its noise; one where it is left out
+        """
         ...
 
     def table_error(self, positions: Float[Tensor, "frame bead 3"]) -> float:

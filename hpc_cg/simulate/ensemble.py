@@ -3,7 +3,8 @@
 Noise is keyed by (seed, replica, step), so a resumed run equals an uninterrupted one and does not depend on who shares
 its group. At every saved frame, and only there, a replica that diverged, or that turned into its mirror image, is
 quarantined: it is set back to its last good frame, held there, and recorded as NaN from then on; the others never
-notice, because replicas do not interact.
+notice, because replicas do not interact. Where they trade temperatures (see hpc_cg.simulate.exchange) they do so at
+saved frames, after these are judged and recorded.
 """
 
 import time
@@ -12,13 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hpc_cg.beads import BeadSystem
 from hpc_cg.forcefield.coordinates import PriorParameters, bond_lengths, improper_products
 from hpc_cg.simulate.engine import Engine
-from hpc_cg.simulate.langevin import EnsembleState, kinetic_temperatures
+from hpc_cg.simulate.exchange import Exchange, SwapCounts, Swaps, all_traded, velocity_factors
+from hpc_cg.simulate.langevin import Dynamics, EnsembleState, kinetic_temperatures
 from hpc_cg.simulate.recorder import BlockRecord, Quarantine
 from hpc_cg.units import kT
 
@@ -81,6 +83,10 @@ class BlockResult:
     record: BlockRecord
 
     @property
+    def rungs(self) -> Int[np.ndarray, "replica"]:
+        return self.record.state_rungs
+
+    @property
     def quarantined(self) -> tuple[Quarantine, ...]:
         return self.record.quarantined
 
@@ -101,29 +107,48 @@ def run_block(
     n_steps: int,
     replica_ids: Sequence[int],
     quarantined: tuple[Quarantine, ...] = (),
+    exchange: Exchange | None = None,
+    rungs: Int[np.ndarray, "replica"] | None = None,
 ) -> BlockResult:
     """Simulate ``n_steps``, a multiple of ``save_every``: the steps between saved frames.
 
     ``quarantined`` are those of earlier blocks. The frame at the start is judged but not saved.
+
+    exchange   how replicas trade temperatures, at multiples of save_every; left out: all have that of the dynamics
+    rungs      where the replicas are on their ladders; left out: where they begin
     """
     assert n_steps % save_every == 0, f"{n_steps} steps, saved every {save_every}"
     began = time.perf_counter()
-    group = _Group(system, limits, tuple(replica_ids))
+    ladders = exchange or Exchange((engine.dynamics.temperature_K,), save_every, engine.dynamics.seed)
+    assert ladders.every % save_every == 0, f"temperatures traded every {ladders.every}, saved every {save_every}"
+    group = _Group(system, limits, tuple(replica_ids), engine.dynamics, ladders)
+    rungs = ladders.first_rungs(replica_ids) if rungs is None else rungs
+    visited: list[np.ndarray] = []
+    decided: list[Swaps] = []
     out = list(quarantined)
     state = group.judged(state, state, out)
     frames: list[np.ndarray] = []
     energies: list[np.ndarray] = []
     temperatures: list[float] = []
     for _ in range(n_steps // save_every):
-        state = group.judged(engine.advance(state, save_every, group.replica_ids), state, out)
+        state = group.judged(engine.advance(state, save_every, group.replica_ids, group.heat(rungs)), state, out)
         inside = group.inside(out)
+        visited.append(rungs)
         frames.append(np.where(inside[:, None, None], _array(state.positions), np.nan).astype(np.float32))
         energies.append(np.where(inside, _array(state.energies), np.nan).astype(np.float32))
-        temperatures.append(group.temperature(state, inside))
+        temperatures.append(group.temperature(state, inside, rungs))
+        swaps = ladders.attempt(state.step, group.replica_ids, rungs, _array(state.energies), inside)
+        state, rungs = group.traded(state, swaps, rungs)
+        decided += swaps
+    counts = SwapCounts.of(decided, len(ladders.temperatures_K))
     record = BlockRecord(
         replica_ids=tuple(replica_ids),
         positions=np.stack(frames),
         energies=np.stack(energies),
+        rungs=np.stack(visited).astype(np.int16),
+        swaps_tried=counts.tried,
+        swaps_accepted=counts.accepted,
+        state_rungs=rungs,
         state_positions=_array(state.positions),
         state_velocities=_array(state.velocities),
         state_forces=_array(state.forces),
@@ -149,6 +174,23 @@ class _Group:
     system: BeadSystem
     limits: Limits
     replica_ids: tuple[int, ...]
+    dynamics: Dynamics
+    ladders: Exchange
+
+    def heat(self, rungs: Int[np.ndarray, "replica"]) -> Float[np.ndarray, "replica"]:
+        """What the noise of each replica is scaled by."""
+        return self.ladders.heat(rungs, self.dynamics.temperature_K)
+
+    def traded(
+        self, state: EnsembleState, swaps: Sequence[Swaps], rungs: Int[np.ndarray, "replica"]
+    ) -> tuple[EnsembleState, Int[np.ndarray, "replica"]]:
+        """State and rungs after the swaps: velocities follow the temperature, nothing else moves."""
+        after = all_traded(rungs, swaps)
+        if np.array_equal(after, rungs):
+            return state, rungs
+        factors = velocity_factors(self.ladders.temperatures_K, rungs, after)
+        scale = torch.from_numpy(factors)[:, None, None].to(state.velocities)
+        return replace(state, velocities=state.velocities * scale), after
 
     def inside(self, out: Sequence[Quarantine]) -> Bool[np.ndarray, "replica"]:
         """Which replicas of the group are not quarantined."""
@@ -172,8 +214,14 @@ class _Group:
             energies=torch.where(held, before.energies, state.energies),
         )
 
-    def temperature(self, state: EnsembleState, inside: Bool[np.ndarray, "replica"]) -> float:
-        """Mean kinetic temperature (K) of the replicas that are in; NaN where none is."""
-        if not inside.any():
+    def temperature(
+        self, state: EnsembleState, inside: Bool[np.ndarray, "replica"], rungs: Int[np.ndarray, "replica"]
+    ) -> float:
+        """Mean kinetic temperature (K) of the replicas that are in, each scaled from its rung's.
+
+        NaN where none is in, and without inertia, where velocities have no part.
+        """
+        if not inside.any() or self.dynamics.integrator == "overdamped":
             return float("nan")
-        return float(_array(kinetic_temperatures(state.velocities, self.system.masses))[inside].mean())
+        found = _array(kinetic_temperatures(state.velocities, self.system.masses)) / self.heat(rungs) ** 2
+        return float(found[inside].mean())

@@ -1,4 +1,6 @@
-"""Langevin dynamics by BAOAB: kick, drift, thermostat, drift, kick; one evaluation of the forces per step.
+"""Langevin dynamics by BAOAB, and without inertia: one evaluation of the forces per step.
+
+BAOAB is kick, drift, thermostat, drift, kick:
 
     B  v += dt F / 2m
     A  x += dt v / 2
@@ -6,12 +8,23 @@
 
 (Leimkuhler & Matthews 2013, doi 10.1093/amrx/abs010.) Positions are sampled with very small error in dt;
 full-step velocities are not: a mode of frequency w reads the kinetic temperature T (1 - (w dt)^2 / 4), so a
-stiff bond looks cold in a run whose positions are right. State in, state out; the random numbers are given by
-the caller. The compiled engine makes the same steps, see hpc_cg/simulate/engine.c.
+stiff bond looks cold in a run whose positions are right.
+
+Overdamped dynamics (Brownian; Ermak & McCammon 1978, doi 10.1063/1.436761) is the limit of large friction, where
+velocities have no part and only positions move, by the mobility 1 / (m friction) of each bead:
+
+    x <- x + dt F / (m friction) + sqrt(2 kT dt / (m friction)) R
+
+It is right to first order in dt only: positions in a harmonic well of stiffness k have the variance
+kT/k / (1 - dt k / (2 m friction)).
+
+State in, state out; the random numbers are given by the caller. The compiled engine makes the same steps, see
+hpc_cg/simulate/engine.c.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,9 +60,17 @@ class Baoab:
 
 
 @dataclass(frozen=True)
+class Overdamped:
+    """The numbers of one step without inertia: ``mobility`` dt / (m friction) and ``spread`` of the noise, per bead."""
+
+    mobility: Float[Tensor, "bead 1"]
+    spread: Float[Tensor, "bead 1"]
+
+
+@dataclass(frozen=True)
 class Dynamics:
     """What decides a trajectory beside forces and start: masses (u) of the beads, timestep_ps, friction_per_ps,
-    temperature_K, and the seed of velocities and noise.
+    temperature_K, the seed of velocities and noise, and the integrator: with inertia or without.
     """
 
     masses: tuple[float, ...]
@@ -57,6 +78,20 @@ class Dynamics:
     friction_per_ps: float
     temperature_K: float
     seed: int
+    integrator: Literal["baoab", "overdamped"] = "baoab"
+
+
+Move = Callable[[EnsembleState, Evaluate, Tensor], EnsembleState]
+"""One step: the state after, from the state before, the forces, and standard normal numbers (replica bead 3)."""
+
+
+def move_of(dynamics: Dynamics, like: Tensor) -> Move:
+    """A step of the dynamics, in the dtype and on the device of ``like``."""
+    if dynamics.integrator == "overdamped":
+        still = overdamped(dynamics, like)
+        return lambda state, evaluate, normals: overdamped_step(state, evaluate, still, normals)
+    moving = baoab(dynamics, like)
+    return lambda state, evaluate, normals: step(state, evaluate, moving, normals)
 
 
 def baoab(dynamics: Dynamics, like: Tensor) -> Baoab:
@@ -68,14 +103,23 @@ def baoab(dynamics: Dynamics, like: Tensor) -> Baoab:
     return Baoab(kick, torch.as_tensor(spread).to(like), 0.5 * dynamics.timestep_ps, decay)
 
 
+def overdamped(dynamics: Dynamics, like: Tensor) -> Overdamped:
+    """The numbers of a step without inertia, in the dtype and on the device of ``like``."""
+    mass = np.asarray(dynamics.masses, dtype=np.float64)[:, None]
+    mobility = dynamics.timestep_ps / (mass * dynamics.friction_per_ps)
+    spread = np.sqrt(2.0 * kT(dynamics.temperature_K) * mobility)
+    return Overdamped(torch.as_tensor(mobility).to(like), torch.as_tensor(spread).to(like))
+
+
 def init(
     positions: Float[Tensor, "replica bead 3"], evaluate: Evaluate, dynamics: Dynamics, replica_ids: Sequence[int]
 ) -> EnsembleState:
-    """Step 0: the positions given (nm), and Maxwell's velocities keyed by (seed, replica)."""
+    """Step 0: the positions given (nm), and Maxwell's velocities keyed by (seed, replica); none without inertia."""
     shape = positions.shape[1:]
     draws = [stream(dynamics.seed, "velocities", replica).standard_normal(shape) for replica in replica_ids]
     normals = np.stack(draws)
     thermal = np.sqrt(kT(dynamics.temperature_K) / np.asarray(dynamics.masses, dtype=np.float64))[:, None]
+    thermal = thermal * (dynamics.integrator == "baoab")
     energies, forces = evaluate(positions)
     return EnsembleState(positions, torch.as_tensor(normals * thermal).to(positions), forces, energies, 0)
 
@@ -91,6 +135,15 @@ def step(
     energies, forces = evaluate(positions)
     velocities = torch.addcmul(velocities, numbers.kick, forces)
     return EnsembleState(positions, velocities, forces, energies, state.step + 1)
+
+
+def overdamped_step(
+    state: EnsembleState, evaluate: Evaluate, numbers: Overdamped, normals: Float[Tensor, "replica bead 3"]
+) -> EnsembleState:
+    """The state one step later without inertia, given standard normal numbers; velocities stay what they are."""
+    positions = torch.addcmul(state.positions, numbers.mobility, state.forces).addcmul_(numbers.spread, normals)
+    energies, forces = evaluate(positions)
+    return EnsembleState(positions, state.velocities, forces, energies, state.step + 1)
 
 
 def kinetic_temperatures(

@@ -2,8 +2,8 @@
 
 A block file holds the frames of that block and the state to go on from, so a run is resumed from its last
 block; it is written whole or not at all. The ensemble store is zarr v3: positions (replica frame bead 3),
-energies (replica frame). Frames of a quarantined replica are NaN from the frame in which it was found. No
-torch here.
+energies (replica frame), and rungs (replica frame), where each replica was on its ladder of temperatures. Frames
+of a quarantined replica are NaN from the frame in which it was found. No torch here.
 """
 
 import re
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from hpc_cg.beads import BeadSystem
 from hpc_cg.errors import DamagedProduct, NotSealed
@@ -28,7 +28,7 @@ REASONS = ("diverged", "mirrored")
 ENSEMBLE = "ensemble.zarr"
 """The name of the ensemble store inside the folder of the stage that wrote it."""
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the ensemble store's layout."""
 
 
@@ -48,11 +48,16 @@ class BlockRecord:
     replica_ids              which replicas of the ensemble the group holds
     positions                saved frames, nm, float32; NaN where quarantined
     energies                 potential energy of the saved frames, kJ/mol, float32; NaN where quarantined
+    rungs                    of each replica in the saved frames on its ladder of temperatures; 0 where there is one
+    swaps_tried              attempts of each pair of neighbours on the ladder, all ladders of the group together
+    swaps_accepted           and how many of them were accepted
+    state_rungs              rungs after the block
     state_*                  the state after the block, in the simulation's dtype (nm, ps, kJ/mol)
     step                     the step of that state, counted from the start of the run
     quarantined              all that are out so far, earlier blocks included
     kinetic_temperature_K    mean over the replicas that are in, for every saved frame, from full steps:
-                             a stiff bond reads colder there than it is (see hpc_cg.simulate.langevin)
+                             a stiff bond reads colder there than it is (see hpc_cg.simulate.langevin); replicas
+                             of a ladder are scaled to the temperature of the run, each by that of its rung
     seconds                  wall time of the block
     device                   what it ran on: "cpu", "cuda"
     engine                   the name of the engine that made it
@@ -61,6 +66,10 @@ class BlockRecord:
     replica_ids: tuple[int, ...]
     positions: Float[np.ndarray, "saved replica bead 3"]
     energies: Float[np.ndarray, "saved replica"]
+    rungs: Int[np.ndarray, "saved replica"]
+    swaps_tried: Int[np.ndarray, "pair"]
+    swaps_accepted: Int[np.ndarray, "pair"]
+    state_rungs: Int[np.ndarray, "replica"]
     state_positions: Float[np.ndarray, "replica bead 3"]
     state_velocities: Float[np.ndarray, "replica bead 3"]
     state_forces: Float[np.ndarray, "replica bead 3"]
@@ -76,6 +85,10 @@ class BlockRecord:
 _ARRAYS = (
     "positions",
     "energies",
+    "rungs",
+    "swaps_tried",
+    "swaps_accepted",
+    "state_rungs",
     "state_positions",
     "state_velocities",
     "state_forces",
@@ -208,6 +221,13 @@ def _create(path: Path, n_replicas: int, n_blocks: int, first: BlockRecord, syst
             dimension_names=("replica", "frame", *axes),
         )
         array.attrs["unit"] = unit
+    store.create_array(
+        "rungs",
+        shape=(n_replicas, saved * n_blocks),
+        chunks=(group_size, saved),
+        dtype="int16",
+        dimension_names=("replica", "frame"),
+    )
     return store
 
 
@@ -220,5 +240,6 @@ def _fill(store: zarr.Group, blocks: Path, group: int, n_blocks: int) -> tuple[Q
         frames = slice(block * len(record.positions), (block + 1) * len(record.positions))
         store["positions"][rows, frames] = record.positions.swapaxes(0, 1)  # type: ignore[index]
         store["energies"][rows, frames] = record.energies.swapaxes(0, 1)  # type: ignore[index]
+        store["rungs"][rows, frames] = record.rungs.swapaxes(0, 1)  # type: ignore[index]
         quarantined = record.quarantined
     return quarantined

@@ -114,14 +114,19 @@ def reference_samples(study: "Study", labels: "Labels") -> "tuple[Sample, Sample
 
 
 def model_sample(study: "Study") -> "Sample":
-    """Frames of the ensemble after the discarded beginning; each replica is a block. Raises TooFewFrames."""
+    """Frames of the ensemble at the study's temperature, after the discarded beginning; each replica is a block.
+
+    Where replicas trade temperatures, each ladder is one: its frames are those of whichever replica is there. Raises
+    TooFewFrames.
+    """
     import zarr
 
     from hpc_cg.analysis.sample import Sample
     from hpc_cg.simulate.recorder import ENSEMBLE
 
     config: AggregateConfig = study.tables["aggregate"]
-    positions = np.asarray(zarr.open_array(study.folder("simulate") / ENSEMBLE, path="positions", mode="r")[:])
+    stored = zarr.open_array(study.folder("simulate") / ENSEMBLE, path="positions", mode="r")
+    positions = _at_the_temperature(study, np.asarray(stored[:]))
     kept = positions[:, int(config.discard_fraction * positions.shape[1]) :]
     replica = np.repeat(np.arange(kept.shape[0]), kept.shape[1])
     flat = kept.reshape(-1, *kept.shape[2:])
@@ -134,10 +139,22 @@ def model_sample(study: "Study") -> "Sample":
     return Sample(flat[whole], np.ones(int(whole.sum())), blocks)
 
 
+def _at_the_temperature(study: "Study", values: np.ndarray) -> np.ndarray:
+    """Of (replica, frame, ...) what belongs to the study's temperature: a row for each ladder, or each replica."""
+    import zarr
+
+    from hpc_cg.simulate.exchange import on_rung
+    from hpc_cg.simulate.recorder import ENSEMBLE
+
+    simulate = study.tables["simulate"]
+    rungs = np.asarray(zarr.open_array(study.folder("simulate") / ENSEMBLE, path="rungs", mode="r")[:])
+    return on_rung(values, rungs, simulate.rung_of(study.study.temperature_K), simulate.n_rungs)
+
+
 def lost_rows(study: "Study") -> list[dict[str, Any]]:
     """What the comparison cannot see: the share of simulated time after which replicas were taken out, by reason.
 
-    Every simulated replica counts; each is one block of the error.
+    Every simulated replica counts, at the study's temperature; each is one block of the error, or each ladder.
     """
     from hpc_cg.analysis.estimate import replica_blocks, share_estimate
     from hpc_cg.simulate.recorder import REASONS
@@ -145,16 +162,17 @@ def lost_rows(study: "Study") -> list[dict[str, Any]]:
     config: AggregateConfig = study.tables["aggregate"]
     simulate = study.tables["simulate"]
     n_frames = simulate.n_blocks * simulate.block_steps // simulate.save_steps
-    kept = np.arange(int(config.discard_fraction * n_frames), n_frames)
+    first = int(config.discard_fraction * n_frames)
+    end = (np.arange(n_frames) + 1) * simulate.save_steps
     quarantine = read_json(study.folder("simulate") / "quarantine.json")
     rows = []
     for reason in REASONS:
-        lost = np.zeros((simulate.n_replicas, len(kept)), dtype=bool)
+        lost = np.zeros((simulate.n_replicas, n_frames), dtype=bool)
         for row in quarantine:
             if row["reason"] == reason:
-                lost[row["replica"]] = (kept + 1) * simulate.save_steps >= row["step"]
-        blocks = replica_blocks(simulate.n_replicas, len(kept))
-        share = share_estimate(lost.ravel(), blocks, f"replica time lost, {reason}")
+                lost[row["replica"]] = end >= row["step"]
+        unseen = _at_the_temperature(study, lost)[:, first:]
+        share = share_estimate(unseen.ravel(), replica_blocks(*unseen.shape), f"replica time lost, {reason}")
         rows.append(asdict(share) | {"against": "clean", "floor": None, "excess": None})
     return rows
 

@@ -69,6 +69,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         ),
         sections.training(_curves(trained / "curves.jsonl"), read_json(trained / "errors.json")),
         sections.simulation(arrays, simulate.save_ps, simulate.timestep_ps, lost),
+        sections.exchange(read_json(simulated / "exchange.json")) if simulate.n_rungs > 1 else None,
     )
     content = ReportContent(
         title=study.tables["report"].title or study.study.name,

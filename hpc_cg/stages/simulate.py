@@ -7,7 +7,9 @@ start, velocities and noise are keyed by its own number, so it does not matter w
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,6 +39,10 @@ class SimulateConfig:
     block_ps         time between seals; about this much is lost by a kill
     group_size       replicas in one dense batch
     temperature_K    left out: that of the study, which is the only one the model is right for
+    temperatures_K   of replica exchange: the rungs of every ladder, rising, that of the study among them; empty for one
+                     temperature. Replicas follow one another up the ladders, and all count in n_replicas
+    exchange_ps      time between attempts to trade temperatures; a whole number of save_ps
+    integrator       "baoab", or "overdamped": without inertia, which needs shorter steps
     engine           "compiled" (C, needs a compiler), "torch", or "auto": torch on a GPU, else compiled where it can be
     n_knots          intervals of the tables that hold the network's filters
     lost_budget      fraction of replicas that may be quarantined before the stage fails
@@ -51,6 +57,9 @@ class SimulateConfig:
     block_ps: float = Field(default=20.0, gt=0)
     group_size: int = Field(default=48, ge=1)
     temperature_K: float | None = Field(default=None, gt=0)
+    temperatures_K: tuple[float, ...] = ()
+    exchange_ps: float = Field(default=2.0, gt=0)
+    integrator: Literal["baoab", "overdamped"] = "baoab"
     engine: Literal["auto", "compiled", "torch"] = "auto"
     n_knots: int = Field(default=2048, ge=16)
     lost_budget: float = Field(default=0.5, ge=0, le=1)
@@ -70,6 +79,21 @@ class SimulateConfig:
             raise ValueError(f"time_ps = {self.time_ps} is no whole number of blocks of {self.block_ps} ps.")
         return self
 
+    @model_validator(mode="after")
+    def _whole_ladders(self) -> "SimulateConfig":
+        rungs = self.temperatures_K
+        if not rungs:
+            return self
+        if len(rungs) < 2 or rungs[0] <= 0 or any(b <= a for a, b in pairwise(rungs)):
+            raise ValueError(f"temperatures_K = {list(rungs)} are no ladder: two or more, each above the one before.")
+        steps = self.exchange_steps
+        if steps < 1 or steps % self.save_steps or abs(steps * self.timestep_ps - self.exchange_ps) > 1e-9:
+            raise ValueError(f"exchange_ps = {self.exchange_ps} is no whole number of save_ps = {self.save_ps}.")
+        for name in ("n_replicas", "group_size"):
+            if getattr(self, name) % len(rungs):
+                raise ValueError(f"{name} = {getattr(self, name)} is no whole number of ladders of {len(rungs)}.")
+        return self
+
     @property
     def save_steps(self) -> int:
         return round(self.save_ps / self.timestep_ps)
@@ -77,6 +101,19 @@ class SimulateConfig:
     @property
     def block_steps(self) -> int:
         return round(self.block_ps / self.timestep_ps)
+
+    @property
+    def exchange_steps(self) -> int:
+        return round(self.exchange_ps / self.timestep_ps)
+
+    @property
+    def n_rungs(self) -> int:
+        """Temperatures of a ladder; 1 where replicas do not trade them."""
+        return max(1, len(self.temperatures_K))
+
+    def rung_of(self, temperature_K: float) -> int:
+        """The rung of a temperature that is on the ladder."""
+        return self.temperatures_K.index(temperature_K) if self.temperatures_K else 0
 
     @property
     def n_blocks(self) -> int:
@@ -151,6 +188,7 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
     from hpc_cg.learning.labels import label_source
     from hpc_cg.simulate.background import Background
     from hpc_cg.simulate.ensemble import Limits, run_block, state_of
+    from hpc_cg.simulate.exchange import Exchange
     from hpc_cg.simulate.langevin import init
     from hpc_cg.simulate.recorder import Quarantine, last_block, read_block, write_block
     from hpc_cg.store.writer import epoch_sums
@@ -161,7 +199,8 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
     shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
     forcefield, dynamics, moving = _moving(study)
     system = forcefield.system
-    limits = Limits.of(system, forcefield.parameters_of_prior, dynamics.temperature_K)
+    limits = Limits.of(system, forcefield.parameters_of_prior, max(_ladder(study)))
+    exchange = Exchange(_ladder(study), config.exchange_steps, config.seed)
     steps_of = {group: len(config.groups[group]) * config.block_steps for group in groups}
     there = _blocks_there(study)
     # every member counts what its share of the groups has behind it, so that together they count all of it once
@@ -182,23 +221,34 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
         quarantined: tuple[Quarantine, ...] = ()
         if last is None:
             first = torch.from_numpy(starts(source, shards, config.seed, replicas)).to(moving.device)
-            state = init(first, moving.evaluate, dynamics, replicas)
+            state, rungs = init(first, moving.evaluate, dynamics, replicas), exchange.first_rungs(replicas)
+            heat = torch.from_numpy(exchange.heat(rungs, dynamics.temperature_K)).to(state.velocities)
+            state = replace(state, velocities=state.velocities * heat[:, None, None])
         else:
             record = read_block(blocks, group, last)
-            state, quarantined = state_of(record, moving.device), record.quarantined
+            state, quarantined, rungs = state_of(record, moving.device), record.quarantined, record.state_rungs
         with Background() as writer:
             for block in range(0 if last is None else last + 1, config.n_blocks):
                 if asked := team.stop(longest_s):
                     break
                 began = time.monotonic()
                 result = run_block(
-                    state, moving, system, limits, config.save_steps, config.block_steps, replicas, quarantined
+                    state,
+                    moving,
+                    system,
+                    limits,
+                    config.save_steps,
+                    config.block_steps,
+                    replicas,
+                    quarantined,
+                    exchange if config.n_rungs > 1 else None,
+                    rungs,
                 )
                 writer(
                     partial(write_block, blocks, group, block, result.record),
                     partial(counted, group, len(result.quarantined)),
                 )
-                state, quarantined = result.state, result.quarantined
+                state, quarantined, rungs = result.state, result.quarantined, result.rungs
                 longest_s = max(longest_s, time.monotonic() - began)
         if asked:
             break
@@ -219,7 +269,9 @@ def _moving(study: "Study") -> "tuple[ForceField, Dynamics, Engine]":
     config: SimulateConfig = study.tables["simulate"]
     forcefield = load_forcefield(study.folder("train"))[0]
     masses, temperature_K = forcefield.system.masses, _temperature(study)
-    dynamics = Dynamics(masses, config.timestep_ps, config.friction_per_ps, temperature_K, config.seed)
+    dynamics = Dynamics(
+        masses, config.timestep_ps, config.friction_per_ps, temperature_K, config.seed, config.integrator
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return forcefield, dynamics, engine(config.engine, forcefield, dynamics, device, config.n_knots)
 
@@ -244,14 +296,43 @@ def gather(study: "Study") -> None:
     step = load_forcefield(study.folder("train"))[1]
     write_json(folder / "quarantine.json", quarantine_rows(study))
     write_json(folder / "engine.json", {"checkpoint_step": step, "table_error": error} | used)
+    if config.n_rungs > 1:
+        write_json(folder / "exchange.json", swaps_of(study))
     collect(study)
 
 
+def swaps_of(study: "Study") -> dict[str, Any]:
+    """How replicas traded temperatures over the whole run: attempts and acceptances of each pair, round trips."""
+    from hpc_cg.simulate.exchange import SwapCounts, round_trips
+    from hpc_cg.simulate.recorder import read_block
+
+    config: SimulateConfig = study.tables["simulate"]
+    none = np.zeros(config.n_rungs - 1, dtype=np.int64)
+    counts, trips = SwapCounts(none, none), []
+    for group in range(len(config.groups)):
+        records = [read_block(study.folder("simulate") / "blocks", group, block) for block in range(config.n_blocks)]
+        counts = sum((SwapCounts(record.swaps_tried, record.swaps_accepted) for record in records), counts)
+        rungs = np.concatenate([record.rungs for record in records])
+        for ladder in np.split(rungs, rungs.shape[1] // config.n_rungs, axis=1):
+            trips += round_trips(ladder).tolist()
+    return {
+        "temperatures_K": list(config.temperatures_K),
+        "tried": counts.tried.tolist(),
+        "accepted": counts.accepted.tolist(),
+        "round_trips": trips,
+        "ns": config.time_ps / 1000,
+    }
+
+
 def collect(study: "Study") -> None:
-    """Write the ensemble store, and for other programs a topology with one trajectory per replica."""
+    """Write the ensemble store, and for other programs a topology with one trajectory per replica.
+
+    Where replicas trade temperatures, one per ladder: its frames at the study's temperature.
+    """
     import zarr
 
     from hpc_cg.simulate import export, recorder
+    from hpc_cg.simulate.exchange import on_rung
     from hpc_cg.store.dataset import open_spec
     from hpc_cg.store.layout import STORE
 
@@ -265,21 +346,30 @@ def collect(study: "Study") -> None:
         config.n_blocks,
         system,
         config.save_ps,
-        {"temperature_K": _temperature(study), "seed": config.seed, "timestep_ps": config.timestep_ps},
+        {
+            "temperature_K": _temperature(study),
+            "temperatures_K": list(_ladder(study)),
+            "seed": config.seed,
+            "timestep_ps": config.timestep_ps,
+        },
     )
     if config.export == "none":
         return
-    positions = zarr.open_array(folder / recorder.ENSEMBLE, path="positions", mode="r")
+    store = zarr.open_group(folder / recorder.ENSEMBLE, mode="r")
     topology = export.bead_topology(system)
+    n_rungs, rung = config.n_rungs, config.rung_of(_temperature(study))
+    name = "replica" if n_rungs == 1 else "ladder"
     written = False
-    for replica in range(config.n_replicas):
-        frames = np.asarray(positions[replica])
+    for number in range(config.n_replicas // n_rungs):
+        rows = slice(number * n_rungs, (number + 1) * n_rungs)
+        positions, rungs = (np.asarray(store[array][rows]) for array in ("positions", "rungs"))  # type: ignore[index]
+        frames = on_rung(positions, rungs, rung, n_rungs)[0]
         whole = np.isfinite(frames).all(axis=(1, 2))
         if whole.any():
             if not written:
                 export.write_topology_pdb(folder / "trajectories" / "topology.pdb", system, frames[whole][0])
                 written = True
-            path = folder / "trajectories" / f"replica-{replica:05d}.{config.export}"
+            path = folder / "trajectories" / f"{name}-{number:05d}.{config.export}"
             export.write_trajectory(path, frames[whole], topology, config.save_ps)
 
 
@@ -325,8 +415,13 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
         "diverged": sum(row["reason"] == "diverged" for row in quarantined),
         "mirrored": sum(row["reason"] == "mirrored" for row in quarantined),
         "replica_steps_per_s_and_process": steps / seconds,
-        "kinetic_temperature_K": float(np.nanmean(np.concatenate(temperatures))),
     }
+    if config.integrator == "baoab":
+        summary["kinetic_temperature_K"] = float(np.nanmean(np.concatenate(temperatures)))
+    if config.n_rungs > 1:
+        swaps = read_json(folder / "exchange.json")
+        summary["swaps_accepted"] = sum(swaps["accepted"]) / max(1, sum(swaps["tried"]))
+        summary["round_trips"] = sum(swaps["round_trips"])
     return digest(parts), summary | read_json(folder / "engine.json")
 
 
@@ -345,6 +440,8 @@ def _blocks_there(study: "Study") -> Counter[int]:
 
 
 def _temperature(study: "Study") -> float:
+    from hpc_cg.simulate.exchange import geometric_ladder
+
     config: SimulateConfig = study.tables["simulate"]
     wanted = study.study.temperature_K if config.temperature_K is None else config.temperature_K
     if wanted != study.study.temperature_K:
@@ -353,4 +450,16 @@ def _temperature(study: "Study") -> float:
             f"a store and a model made at {study.study.temperature_K} K",
             "remove simulate.temperature_K: a coarse-grained force field is a free energy and holds at one temperature",
         )
+    if config.temperatures_K and wanted not in config.temperatures_K:
+        ladder = geometric_ladder(wanted, max(*config.temperatures_K, 1.2 * wanted), config.n_rungs)
+        raise errors.TemperatureMismatch(
+            f"simulate.temperatures_K = {list(config.temperatures_K)}",
+            f"a study at {wanted} K, which is on no rung",
+            f"put it on the ladder, e.g. {[round(rung, 1) for rung in ladder]}",
+        )
     return wanted
+
+
+def _ladder(study: "Study") -> tuple[float, ...]:
+    """The temperature of every rung, of one where replicas do not trade them."""
+    return study.tables["simulate"].temperatures_K or (_temperature(study),)

@@ -13,6 +13,7 @@ from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.simulate.engine import Engine, engine
 from hpc_cg.simulate.ensemble import BlockResult, Limits, run_block
+from hpc_cg.simulate.exchange import Exchange
 from hpc_cg.simulate.langevin import Dynamics, EnsembleState, init
 from hpc_cg.simulate.recorder import Quarantine
 
@@ -50,14 +51,29 @@ class Ensemble:
         n_steps: int,
         replica_ids: tuple[int, ...],
         quarantined: tuple[Quarantine, ...] = (),
+        exchange: Exchange | None = None,
+        rungs: np.ndarray | None = None,
     ) -> BlockResult:
-        limits = Limits.of(self.system, self.prior, 300.0)
-        return run_block(state, self.engine, self.system, limits, self.save_every, n_steps, replica_ids, quarantined)
+        limits = Limits.of(self.system, self.prior, max(exchange.temperatures_K) if exchange else 300.0)
+        return run_block(
+            state,
+            self.engine,
+            self.system,
+            limits,
+            self.save_every,
+            n_steps,
+            replica_ids,
+            quarantined,
+            exchange,
+            rungs,
+        )
 
 
-def dynamics(system: BeadSystem, timestep_ps: float = 0.002, friction_per_ps: float = 1.0) -> Dynamics:
+def dynamics(
+    system: BeadSystem, timestep_ps: float = 0.002, friction_per_ps: float = 1.0, integrator: str = "baoab"
+) -> Dynamics:
     """Of the tests: 300 K and one seed."""
-    return Dynamics(system.masses, timestep_ps, friction_per_ps, 300.0, SEED)
+    return Dynamics(system.masses, timestep_ps, friction_per_ps, 300.0, SEED, integrator)
 
 
 def make_engine(name: str, forcefield: ForceField, moves: Dynamics) -> Engine:

@@ -17,7 +17,7 @@ from hpc_cg.simulate import engine as engines
 from hpc_cg.simulate.batch import TorchEngine
 from hpc_cg.simulate.compiled import CompiledEngine
 from hpc_cg.simulate.compiler import INSTALL
-from hpc_cg.simulate.langevin import EnsembleState, baoab, init, step
+from hpc_cg.simulate.langevin import EnsembleState, init, move_of
 from hpc_cg.simulate.noise import key_of, normals
 from hpc_cg.simulate.packing import spline_coefficients
 
@@ -74,12 +74,16 @@ def test_chains_of_any_length_feel_the_same_forces_as_in_torch(n_beads):
 
 
 @pytest.mark.compiler
-def test_compiled_trajectory_is_the_one_of_torch_up_to_rounding(alanine, forcefield, frames):
-    states = []
+@pytest.mark.parametrize(("integrator", "timestep_ps"), [("baoab", 0.002), ("overdamped", 2e-5)])
+@pytest.mark.parametrize("heat", [None, np.linspace(0.8, 1.6, len(IDS))], ids=["alike", "unlike"])
+def test_compiled_trajectory_is_the_one_of_torch_up_to_rounding(
+    alanine, forcefield, frames, integrator, timestep_ps, heat
+):
+    states, moves = [], dynamics(alanine, timestep_ps, integrator=integrator)
     for name in ("torch", "compiled"):
-        moving = make_engine(name, forcefield, dynamics(alanine))
-        start = init(torch.tensor(frames[: len(IDS)]).float(), moving.evaluate, dynamics(alanine), IDS)
-        states.append(moving.advance(start, 60, IDS))
+        moving = make_engine(name, forcefield, moves)
+        start = init(torch.tensor(frames[: len(IDS)]).float(), moving.evaluate, moves, IDS)
+        states.append(moving.advance(start, 60, IDS, heat))
     one, two = states
     assert one.step == two.step == 60
     moved = (one.positions - torch.tensor(frames[: len(IDS)]).float()).norm()
@@ -110,15 +114,16 @@ def test_steps_in_two_calls_are_the_steps_of_one(ensemble):
     assert start.step == 0 and torch.equal(start.positions, ensemble.start(IDS).positions)
 
 
-def test_torch_engine_makes_the_steps_that_the_integrator_writes(alanine, forcefield, frames):
-    moves = dynamics(alanine)
+@pytest.mark.parametrize(("integrator", "timestep_ps"), [("baoab", 0.002), ("overdamped", 2e-5)])
+def test_torch_engine_makes_the_steps_that_the_integrator_writes(alanine, forcefield, frames, integrator, timestep_ps):
+    moves, heat = dynamics(alanine, timestep_ps, integrator=integrator), np.linspace(0.9, 1.4, 8)
     moving = TorchEngine(forcefield, moves, dtype=torch.float64, batch=3)
     start = init(torch.tensor(frames[:8]), moving.evaluate, moves, range(8))
-    state = start
+    state, move = start, move_of(moves, start.positions)
     for place in range(12):
         noise = normals(key_of(moves.seed), torch.tensor([place]), torch.arange(8), 6, torch.float64)[0]
-        state = step(state, moving.force, baoab(moves, start.positions), noise)
-    found = moving.advance(start, 12, range(8))
+        state = move(state, moving.force, torch.tensor(heat)[:, None, None] * noise)
+    found = moving.advance(start, 12, range(8), heat)
     torch.testing.assert_close(found.positions, state.positions, rtol=0, atol=1e-12)
     assert found.step == 12
 

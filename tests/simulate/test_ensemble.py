@@ -6,7 +6,10 @@ import torch
 from conftest import dynamics, make_engine
 
 from hpc_cg.simulate.ensemble import Limits, state_of
+from hpc_cg.simulate.exchange import Exchange
+from hpc_cg.simulate.langevin import init
 from hpc_cg.simulate.recorder import Quarantine, read_block, write_block
+from hpc_cg.units import kT
 
 REPLICAS = tuple(range(8))
 MIRROR = np.array([1.0, 1.0, -1.0])
@@ -91,3 +94,63 @@ def test_limits_see_bonds_energies_and_hands(ensemble):
     diverged, mirrored = limits.judge(positions, energies)
     assert diverged.tolist() == [False, False, True, True]
     assert mirrored.tolist() == [False, True, False, False]
+
+
+LADDER = Exchange((300.0, 330.0, 363.0, 400.0), 50, 5)
+
+
+def test_resumed_ladders_equal_uninterrupted_ones(ensemble, tmp_path):
+    whole = ensemble.run(ensemble.start(REPLICAS), 400, REPLICAS, exchange=LADDER)
+    first = ensemble.run(ensemble.start(REPLICAS), 100, REPLICAS, exchange=LADDER)
+    write_block(tmp_path, 0, 0, first.record)
+    kept = read_block(tmp_path, 0, 0)
+    rest = ensemble.run(state_of(kept), 300, REPLICAS, kept.quarantined, LADDER, kept.state_rungs)
+    assert same(whole.state, rest.state) and np.array_equal(whole.rungs, rest.rungs)
+    assert np.array_equal(whole.record.rungs, np.concatenate((first.record.rungs, rest.record.rungs)))
+    both = first.record.swaps_accepted + rest.record.swaps_accepted
+    assert np.array_equal(whole.record.swaps_accepted, both) and both.sum() > 5
+    assert (first.record.swaps_tried + rest.record.swaps_tried).tolist() == [8, 8, 8]  # 2 ladders, every second of 8
+    for rungs in whole.record.rungs:
+        assert sorted(rungs[:4]) == sorted(rungs[4:]) == [0, 1, 2, 3]
+
+
+def test_ladders_do_not_depend_on_the_ladders_beside_them(ensemble):
+    beside = ensemble.run(ensemble.start(REPLICAS), 200, REPLICAS, exchange=LADDER).record
+    alone = ensemble.run(ensemble.start(REPLICAS[4:]), 200, REPLICAS[4:], exchange=LADDER).record
+    assert np.array_equal(beside.rungs[:, 4:], alone.rungs)
+    assert np.allclose(beside.positions[:, 4:], alone.positions, atol=1e-3)
+
+
+def test_bonds_are_wider_on_the_hotter_rung_by_the_ratio_of_temperatures(ensemble):
+    replicas = tuple(range(80))
+    moves = dynamics(ensemble.system, friction_per_ps=20.0)
+    damped = replace(ensemble, engine=make_engine(ensemble.engine.name, ensemble.forcefield, moves))
+    wide = Exchange((300.0, 420.0), 50, 5)
+    record = damped.run(ensemble.start(replicas), 500, replicas, exchange=wide).record
+    bonds = np.linalg.norm(np.diff(record.positions[4:, :, :3], axis=2), axis=-1)
+    cold, hot = (bonds[record.rungs[4:] == rung].var(axis=0).mean() for rung in (0, 1))
+    assert hot / cold == pytest.approx(1.4, abs=0.2)
+    assert record.kinetic_temperature_K[-5:].mean() == pytest.approx(295, abs=15)
+    assert 0.3 < record.swaps_accepted[0] / record.swaps_tried[0] < 0.9
+
+
+def test_a_lost_replica_keeps_its_rung_and_the_others_trade_on(ensemble):
+    frames = ensemble.frames.copy()
+    frames[1, 5] += 0.4
+    record = ensemble.run(ensemble.start(REPLICAS, frames), 400, REPLICAS, exchange=LADDER).record
+    assert [lost.replica for lost in record.quarantined] == [1]
+    assert (record.rungs[:, 1] == 1).all() and (record.rungs[:, 0] == 0).all()
+    assert record.swaps_tried.tolist() == [4, 4, 8] and record.swaps_accepted[2] > 0
+
+
+def test_without_inertia_bonds_have_their_thermal_width_and_no_kinetic_temperature(ensemble):
+    replicas = tuple(range(100))
+    moves = dynamics(ensemble.system, 2e-5, 10.0, "overdamped")
+    moving = make_engine(ensemble.engine.name, ensemble.forcefield, moves)
+    start = init(torch.tensor(ensemble.frames[:100], dtype=torch.float32), moving.evaluate, moves, replicas)
+    assert not start.velocities.any()
+    record = replace(ensemble, engine=moving, save_every=100).run(start, 1000, replicas).record
+    assert not record.state_velocities.any()
+    assert record.quarantined == () and np.isnan(record.kinetic_temperature_K).all()
+    bonds = np.linalg.norm(record.positions[5:, :, 1] - record.positions[5:, :, 0], axis=-1)
+    assert bonds.var() == pytest.approx(kT(300.0) / ensemble.prior.bond_k[0], rel=0.25)

@@ -4,7 +4,17 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 
 from hpc_cg.forcefield.prediction import Prediction
-from hpc_cg.simulate.langevin import Dynamics, EnsembleState, baoab, init, kinetic_temperatures, step
+from hpc_cg.simulate.langevin import (
+    Dynamics,
+    EnsembleState,
+    baoab,
+    init,
+    kinetic_temperatures,
+    move_of,
+    overdamped,
+    overdamped_step,
+    step,
+)
 from hpc_cg.units import kT
 
 MASS, STIFFNESS, TEMPERATURE = 12.0, 3000.0, 300.0
@@ -87,3 +97,62 @@ def test_start_velocities_belong_to_the_replica_not_to_its_place():
     others = init(positions, well, two, (6, 9, 4)).velocities
     assert torch.equal(some[2], others[0]) and torch.equal(some[0], others[2])
     assert not torch.equal(some[1], others[1])
+
+
+@pytest.mark.parametrize("reduced_step", [0.02, 0.3, 1.0, 1.7])
+def test_overdamped_positions_in_a_well_have_kt_over_k_and_the_known_error_of_the_step(reduced_step):
+    friction_per_ps = 7.0
+    timestep_ps = reduced_step * MASS * friction_per_ps / STIFFNESS
+    numbers = overdamped(moves(timestep_ps, friction_per_ps), torch.zeros(0, dtype=torch.float64))
+
+    def after(x: float, normal: float) -> float:
+        normals = torch.full((1, 1, 3), normal, dtype=torch.float64)
+        return float(overdamped_step(state_at(x, 0.0), well, numbers, normals).positions[0, 0, 0])
+
+    stays, noise = after(1, 0), after(0, 1)
+    assert noise**2 / (1 - stays**2) == pytest.approx(
+        kT(TEMPERATURE) / STIFFNESS / (1 - timestep_ps * STIFFNESS / (2 * MASS * friction_per_ps)), rel=1e-9
+    )
+
+
+def test_every_bead_has_its_own_mobility_and_there_are_no_velocities_without_inertia():
+    two = Dynamics((12.0, 24.0), 0.01, 5.0, 300.0, 8, "overdamped")
+    numbers = overdamped(two, torch.zeros(0, dtype=torch.float64))
+    assert numbers.mobility.flatten().tolist() == pytest.approx([0.01 / 60, 0.01 / 120])
+    assert numbers.spread.flatten().square().tolist() == pytest.approx([2 * kT(300.0) / 6000, 2 * kT(300.0) / 12000])
+    assert not init(torch.zeros(3, 2, 3), well, two, (4, 5, 6)).velocities.any()
+
+
+HEIGHT, WIDTH, TILT = 4.0, 0.1, 1.5
+
+
+def double_well(positions: torch.Tensor) -> Prediction:
+    """Two unlike wells in every direction, 0.1 nm to either side of a barrier of 1.6 kT."""
+    x = positions / WIDTH
+    energy = (HEIGHT * (x.square() - 1).square() + TILT * x).sum((1, 2))
+    return Prediction(energy, -(4 * HEIGHT * (x.square() - 1) * x + TILT) / WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("integrator", "timestep_ps", "friction_per_ps"), [("baoab", 0.02, 5.0), ("overdamped", 0.001, 10.0)]
+)
+def test_a_double_well_is_populated_as_its_boltzmann_factor_says(integrator, timestep_ps, friction_per_ps):
+    positions = torch.full((500, 1, 3), WIDTH, dtype=torch.float64)  # all in the higher well
+    dynamics = Dynamics((MASS,), timestep_ps, friction_per_ps, TEMPERATURE, 5, integrator)
+    state, advance = init(positions, double_well, dynamics, tuple(range(500))), move_of(dynamics, positions)
+    generator = torch.Generator().manual_seed(3)
+    found = []
+    for number in range(5000):
+        normals = torch.randn(positions.shape, generator=generator, dtype=torch.float64)
+        state = advance(state, double_well, normals)
+        if number >= 2500 and number % 50 == 0:
+            found.append(state.positions.numpy().ravel())
+    edges = np.array([-1.0, -0.5, 0.0, 0.5, 1.0]) * WIDTH
+    grid = np.linspace(-3 * WIDTH, 3 * WIDTH, 6001) + 1e-9
+    x = grid / WIDTH
+    weights = np.exp(-(HEIGHT * (x**2 - 1) ** 2 + TILT * x) / kT(TEMPERATURE))
+    exact = np.histogram(grid, edges, weights=weights)[0] / weights.sum()
+    sampled = np.histogram(np.concatenate(found), edges)[0] / np.size(found)
+    left = weights[grid < 0].sum() / weights.sum()
+    assert left > 0.7 and (np.concatenate(found) < 0).mean() == pytest.approx(left, abs=0.02)
+    assert sampled == pytest.approx(exact, abs=0.01)
