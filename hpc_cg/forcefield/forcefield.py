@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hpc_cg.beads import BeadSystem
 from hpc_cg.forcefield.coordinates import PriorParameters
+from hpc_cg.forcefield.grid import Grid
 from hpc_cg.forcefield.prediction import Prediction
 from hpc_cg.forcefield.priors import Prior
 from hpc_cg.forcefield.schnet import SchNet, SchNetConfig
@@ -35,9 +36,11 @@ class ForceField(nn.Module):
         """Energy and forces of priors and network together."""
         return self.prior(positions) + self.network(positions)
 
-    def delta(self, positions: Float[Tensor, "frame bead 3"]) -> Float[Tensor, "frame bead 3"]:
-        """Forces of the network alone, which training compares with the delta forces."""
-        return self.network(positions).forces
+    def delta(
+        self, positions: Float[Tensor, "frame bead 3"], grid: Grid | None = None
+    ) -> Float[Tensor, "frame bead 3"]:
+        """Forces of the network alone, which training compares with the delta forces; see ``SchNet.forward``."""
+        return self.network(positions, grid).forces
 
     def prior_forces(self, positions: Float[Tensor, "frame bead 3"]) -> Float[Tensor, "frame bead 3"]:
         """Forces of the priors alone, without a graph."""

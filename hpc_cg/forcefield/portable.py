@@ -14,7 +14,7 @@ import io
 import warnings
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,18 +48,34 @@ class Portable(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Energy (frame; kJ/mol) and forces (frame bead 3; kJ/mol/nm) at positions (frame bead 3; nm)."""
-        prior, network = self.prior(positions), self.network(positions, self._gather, self._couple)
+        prior, network = self.prior(positions), self.network.predict(positions, self._convolve)
         return prior.energy + network.energy, prior.forces + network.forces
 
-    def _gather(self, kernel: Tensor, x: Tensor) -> Tensor:
-        first, second = self.network.first, self.network.second
-        received = torch.zeros_like(x).index_add(0, first, kernel * x.index_select(0, second))
-        return received.index_add(0, second, kernel * x.index_select(0, first))
+    def _convolve(self, distances: Tensor) -> list["IndexedConvolution"]:
+        network = self.network
+        return [IndexedConvolution(*kernel, network.first, network.second) for kernel in network.filters(distances)]
 
-    def _couple(self, a: Tensor, b: Tensor) -> Tensor:
-        first, second = self.network.first, self.network.second
-        one_way = a.index_select(0, first) * b.index_select(0, second)
-        return one_way + a.index_select(0, second) * b.index_select(0, first)
+
+class IndexedConvolution(NamedTuple):
+    """A convolution (schnet.Convolution) in operations that every reader of the file knows."""
+
+    value: Float[Tensor, "pair frame feature"]
+    slope: Float[Tensor, "pair frame feature"]
+    first: Tensor
+    second: Tensor
+
+    def receive(self, sent: Tensor) -> Tensor:
+        return self._gather(sent.expand(-1, self.value.shape[1], -1))
+
+    def push(self, sent: Tensor, pull: Tensor, further: bool) -> tuple[Tensor, Tensor | None]:
+        sent = sent.expand_as(pull)
+        coupled = pull.index_select(0, self.first) * sent.index_select(0, self.second)
+        coupled = coupled + pull.index_select(0, self.second) * sent.index_select(0, self.first)
+        return (coupled * self.slope).sum(-1), self._gather(pull) if further else None
+
+    def _gather(self, x: Tensor) -> Tensor:
+        received = torch.zeros_like(x).index_add(0, self.first, self.value * x.index_select(0, self.second))
+        return received.index_add(0, self.second, self.value * x.index_select(0, self.first))
 
 
 class _AnyFrames(nn.Module):

@@ -14,21 +14,25 @@ whole rows.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hpc_cg.forcefield.fused import FusedConvolution
+from hpc_cg.forcefield.grid import Grid, interpolate, knots_for, table
 from hpc_cg.forcefield.pairs import couple, gather
 from hpc_cg.forcefield.prediction import Prediction
 
-PairSum = Callable[[Tensor, Tensor], Tensor]
-"""``gather`` or ``couple`` of hpc_cg.forcefield.pairs, or something that gives the same."""
-
 TINY = 1e-6
 """Distances (nm) below this count as this, so that two beads in one place give a number."""
+
+NOTHING = -50.0
+"""Basis functions below exp of this are zero. Smaller float32 numbers are subnormal, and products of these can take a
+processor fifty times as long."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class SchNetConfig:
     n_blocks: int = 2
     terminal_widths: tuple[int, ...] = (128,)
     energy_unit: float = 10.0
+
+
+def through_tanh(back: Tensor, values: Tensor) -> Tensor:
+    """back (1 - values^2), the derivative by the arguments of tanh from that by its values."""
+    return torch.ops.aten.tanh_backward(back, values)
 
 
 class Filter(NamedTuple):
@@ -77,7 +86,8 @@ class RadialBasis(nn.Module):
         envelope = self.envelope(distances)
         decay = torch.exp(-self.alpha * distances)[..., None]
         away = decay - self.centres
-        bump = torch.exp(-self.beta * away.square())
+        exponent = -self.beta * away.square()
+        bump = torch.exp(exponent.clamp_min(NOTHING)).masked_fill(exponent < NOTHING, 0.0)
         value = envelope.value * bump
         return Filter(value, (2.0 * self.alpha * self.beta) * decay * away * value + envelope.slope * bump)
 
@@ -87,6 +97,41 @@ class RadialBasis(nn.Module):
         inside = (distances < self.cutoff)[..., None]
         slope = -0.5 * torch.pi / self.cutoff * torch.sin(phase) * inside
         return Filter(0.5 * (1.0 + torch.cos(phase)) * inside, slope)
+
+
+@runtime_checkable
+class Convolution(Protocol):
+    """A continuous-filter convolution at the distances of a batch. Senders are (bead, frame or 1, feature)."""
+
+    def receive(self, sent: Tensor) -> Tensor:
+        """sum_j W_ij * sent_j, (bead frame feature)."""
+        ...
+
+    def push(self, sent: Tensor, pull: Tensor, further: bool) -> tuple[Tensor, Tensor | None]:
+        """The way back from ``pull``, the derivative of the energy by what was received.
+
+        Returns the derivative by every pair's distance (pair frame), and where it is wanted ``further`` that by
+        ``sent`` (bead frame feature).
+        """
+        ...
+
+
+Convolve = Callable[[Tensor], Sequence[Convolution]]
+"""From the distances of all pairs (pair frame; nm) to the convolution of every block."""
+
+
+class DenseConvolution(NamedTuple):
+    """A convolution with the filter of every pair, as tensors."""
+
+    value: Float[Tensor, "pair frame feature"]
+    slope: Float[Tensor, "pair frame feature"]
+
+    def receive(self, sent: Tensor) -> Tensor:
+        return gather(self.value, sent.expand(-1, self.value.shape[1], -1))
+
+    def push(self, sent: Tensor, pull: Tensor, further: bool) -> tuple[Tensor, Tensor | None]:
+        coupled = couple(pull, sent.expand_as(pull))
+        return (coupled * self.slope).sum(-1), gather(self.value, pull) if further else None
 
 
 class Block(nn.Module):
@@ -103,7 +148,7 @@ class Block(nn.Module):
     def filter(self, basis: Filter, envelope: Filter) -> Filter:
         """The block's filter W(d) C(d), and its derivative by the product and chain rules."""
         hidden = torch.tanh(self.filter_in(basis.value))
-        steepness = (1.0 - hidden.square()) * (basis.slope @ self.filter_in.weight.T)
+        steepness = through_tanh(basis.slope @ self.filter_in.weight.T, hidden)
         value, slope = self.filter_out(hidden), self.filter_out(steepness)
         return Filter(value * envelope.value, slope * envelope.value + value * envelope.slope)
 
@@ -149,15 +194,20 @@ class SchNet(nn.Module):
                 if layer.bias is not None:
                     layer.bias.zero_()
 
-    def forward(
-        self, positions: Float[Tensor, "frame bead 3"], gather: PairSum = gather, couple: PairSum = couple
-    ) -> Prediction:
-        """Energy and forces (positions in nm); both can be differentiated by the parameters."""
+    def forward(self, positions: Float[Tensor, "frame bead 3"], grid: Grid | None = None) -> Prediction:
+        """Energy and forces (positions in nm); both can be differentiated by the parameters.
+
+        grid   how filters are interpolated; None for the filters themselves
+        """
+        return self.predict(positions, partial(self.convolutions, grid=grid))
+
+    def predict(self, positions: Float[Tensor, "frame bead 3"], convolve: Convolve) -> Prediction:
+        """Energy and forces by the convolutions that ``convolve`` makes of all pairs' distances."""
         n_frames, n_beads, _ = positions.shape
         flat = positions.transpose(0, 1).reshape(n_beads, -1)
         vectors = (self.difference @ flat).view(-1, n_frames, 3)
         distances = vectors.square().sum(-1).clamp_min(TINY**2).sqrt()
-        energy, slope = self.radial(distances, gather, couple)
+        energy, slope = self.radial(distances, convolve)
         along = (slope / distances)[..., None] * vectors
         forces = -(self.difference.T @ along.view(len(along), -1)).view(n_beads, n_frames, 3)
         return Prediction(energy, forces.transpose(0, 1))
@@ -167,27 +217,38 @@ class SchNet(nn.Module):
         basis, envelope = self.basis(distances), self.basis.envelope(distances)
         return [block.filter(basis, envelope) for block in self.blocks]
 
+    def convolutions(self, distances: Float[Tensor, "pair frame"], grid: Grid | None = None) -> Sequence[Convolution]:
+        """The convolution of every block at the distances (nm)."""
+        if grid is None:
+            return [DenseConvolution(*kernel) for kernel in self.filters(distances)]
+        knots, step, places = knots_for(distances, self.config.cutoff_nm, grid)
+        tables = [table(kernel, step) for kernel in self.filters(knots[:, None])]
+        if grid.compiled and not distances.requires_grad:  # compiled code has no gradient by positions
+            return [FusedConvolution(rows, places, step) for rows in tables]
+        return [DenseConvolution(*interpolate(rows, places, step)) for rows in tables]
+
     def radial(
-        self, distances: Float[Tensor, "pair frame"], gather: PairSum = gather, couple: PairSum = couple
-    ) -> tuple[Tensor, Tensor]:
-        """Energy (frame; kJ/mol) and its derivative by every pair's distance (pair frame; kJ/mol/nm)."""
-        filters = self.filters(distances)
-        x = self.embedding(self.types)[:, None].expand(-1, distances.shape[1], -1)
+        self, distances: Float[Tensor, "pair frame"], convolve: Convolve
+    ) -> tuple[Float[Tensor, "frame"], Float[Tensor, "pair frame"]]:
+        """Energy (kJ/mol) and its derivative by every pair's distance (kJ/mol/nm)."""
+        convolutions = convolve(distances)
+        x = self.embedding(self.types)[:, None]
         trace = []
-        for block, kernel in zip(self.blocks, filters, strict=True):
+        for block, convolution in zip(self.blocks, convolutions, strict=True):
             sent = block.inward(x)
-            active = torch.tanh(block.mix(gather(kernel.value, sent)))
+            active = torch.tanh(block.mix(convolution.receive(sent)))
             x = x + block.outward(active)
             trace.append((sent, active))
         energy, back = self._read(x)
-        slope = torch.zeros_like(distances)
+        slopes = []
         for place in reversed(range(len(self.blocks))):
-            block, kernel, (sent, active) = self.blocks[place], filters[place], trace[place]
-            pull = (back @ block.outward.weight * (1.0 - active.square())) @ block.mix.weight
-            slope = slope + (couple(pull, sent) * kernel.slope).sum(-1)
-            if place > 0:
-                back = back + gather(kernel.value, pull) @ block.inward.weight
-        return energy, slope
+            block, (sent, active) = self.blocks[place], trace[place]
+            pull = through_tanh(back @ block.outward.weight, active) @ block.mix.weight
+            slope, received = convolutions[place].push(sent, pull, further=place > 0)
+            slopes.append(slope)
+            if received is not None:
+                back = back + received @ block.inward.weight
+        return energy, sum(slopes[1:], slopes[0])
 
     def _read(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energy (frame), and its derivative by the features x (bead frame feature)."""
@@ -199,5 +260,5 @@ class SchNet(nn.Module):
         energy = unit * self.last(x)[..., 0].sum(0)
         back = (unit * self.last.weight).expand_as(x)
         for layer, x in zip(reversed(self.readout), reversed(hidden), strict=True):
-            back = (back * (1.0 - x.square())) @ layer.weight
+            back = through_tanh(back, x) @ layer.weight
         return energy, back

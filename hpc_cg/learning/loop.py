@@ -18,7 +18,9 @@ from torch import Tensor
 
 from hpc_cg.errors import TrainingDiverged
 from hpc_cg.files import write_text
+from hpc_cg.forcefield import fused
 from hpc_cg.forcefield.forcefield import ForceField
+from hpc_cg.forcefield.grid import Grid
 from hpc_cg.learning import checkpoint as checkpoints
 from hpc_cg.learning.distributed import World, check_gradients, sum_gradients
 from hpc_cg.learning.feed import Feed, Labelled
@@ -39,6 +41,8 @@ class Settings:
     clip              largest norm of the gradient of the loss divided by the delta labels' mean square
     validate_every    steps between looks at the held-out frames
     checkpoint_every  steps between checkpoints
+    filter_grid       intervals of the grid that filters are interpolated on; 0 for the filters themselves
+    pairs             who sums over pairs on a grid: "compiled", "torch", or "auto"
     """
 
     steps: int
@@ -51,6 +55,8 @@ class Settings:
     validate_every: int
     checkpoint_every: int
     seed: int
+    filter_grid: int = 0
+    pairs: str = "auto"
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (counted from 0)."""
@@ -69,6 +75,20 @@ class Outcome:
     step: int
     validation: ForceErrors
     frames_per_s: float
+    grid_error: float
+    """Rms error of the forces that the grid causes, over the rms of the network's forces; 0 without a grid."""
+
+
+def choose_grid(settings: Settings, device: torch.device) -> Grid | None:
+    """How filters are interpolated in training; raises MissingExtra where compiled code is wanted and cannot be had."""
+    if not settings.filter_grid:
+        return None
+    on_cpu = device.type == "cpu"
+    if settings.pairs == "compiled" and on_cpu:
+        fused.require()
+    compiled = settings.pairs != "torch" and on_cpu and fused.available()
+    # an accelerator has arithmetic to spare, and would wait to learn which knots are used
+    return Grid(settings.filter_grid, compiled, all_knots=not on_cpu)
 
 
 class Trainer:
@@ -84,9 +104,10 @@ class Trainer:
     ):
         self.forcefield, self.feed, self.settings, self.world, self.folder = forcefield, feed, settings, world, folder
         self.device = next(forcefield.parameters()).device
+        self.grid = choose_grid(settings, self.device)
         self.parameters = [p for p in forcefield.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.step = 0
         self.scale = 1.0
@@ -122,7 +143,12 @@ class Trainer:
                 self._save(description)
             report(self.step, note)
         rate = self.step * self.settings.batch_size / self.seconds if self.seconds else 0.0
-        return Outcome(self.step == self.settings.steps, self.step, errors, rate)
+        return Outcome(self.step == self.settings.steps, self.step, errors, rate, self._grid_error())
+
+    @property
+    def pairs(self) -> str:
+        """Who sums over pairs of beads."""
+        return "compiled" if self.grid is not None and self.grid.compiled else "torch"
 
     def _train_one_step(self, stop: bool) -> bool:
         """One step of the optimizer; returns whether any process asked to stop."""
@@ -147,7 +173,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             delta = batch.forces - self.forcefield.prior(batch.positions).forces
-        loss = sum_of_squares(delta - self.forcefield.delta(batch.positions), batch.weights) / (
+        loss = sum_of_squares(delta - self.forcefield.delta(batch.positions, self.grid), batch.weights) / (
             total_weight * self.scale
         )
         loss.backward()
@@ -157,11 +183,21 @@ class Trainer:
         """Errors on the held-out frames, with the same noise at every look; shared by the processes."""
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         for part in self.feed.validation():
-            prior = self.forcefield.prior(part.positions).forces
-            with torch.enable_grad():
-                network = self.forcefield.delta(part.positions).detach()
+            with torch.no_grad():
+                prior = self.forcefield.prior(part.positions).forces
+                network = self.forcefield.delta(part.positions, self.grid)
             sums += error_sums(part.forces, prior, prior + network, part.weights)
         return errors_of(self.world.sum_(sums).cpu())
+
+    def _grid_error(self) -> float:
+        """What the grid does to the forces of the present weights, on the same frames on every process."""
+        if self.grid is None:
+            return 0.0
+        positions = self.feed.same(CHECK_FRAMES).positions
+        with torch.no_grad():
+            exact = self.forcefield.delta(positions)
+            found = self.forcefield.delta(positions, self.grid)
+        return float(((found - exact).square().mean() / exact.square().mean()).sqrt())
 
     def _check_world(self) -> None:
         batch = self.feed.same(CHECK_FRAMES)

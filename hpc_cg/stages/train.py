@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -34,6 +34,8 @@ class TrainConfig:
     learning_rate      peak of the schedule: linear warm-up, then a cosine to final_learning_rate
     weight_decay       of AdamW
     torsion_order      of the torsion priors' Fourier series; 0 for bonds, angles and impropers alone
+    filter_grid        intervals of the grid that filters are interpolated on in training; 0 for the filters themselves
+    pairs              who sums over pairs on a grid: "compiled" code (CPU), "torch", or "auto" for the first that works
     cutoff_nm          beads further apart than this do not see one another
     seed               of the initial weights, the order of samples and the noise
     fraction           of the frames to train on: 1, or one over a whole number k for every k-th of them
@@ -62,6 +64,8 @@ class TrainConfig:
     n_blocks: int = Field(default=2, ge=1)
     terminal_widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128,), min_length=1)
     torsion_order: int = Field(default=8, ge=0, le=30)
+    filter_grid: int = Field(default=2048, ge=0, le=1_000_000)
+    pairs: Literal["auto", "compiled", "torch"] = "auto"
     seed: int = Field(default=1, ge=0)
     fraction: float = Field(default=1.0, gt=0, le=1)
     subset: int = Field(default=0, ge=0)
@@ -186,7 +190,8 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
                 "explained_delta": errors.explained_delta,
             }
             | {"train_frames": feed.n_train, "held_out_frames": feed.n_held_out, "in_memory": feed.in_memory}
-            | {"frames_per_s": outcome.frames_per_s, "processes": world.size},
+            | {"frames_per_s": outcome.frames_per_s, "processes": world.size}
+            | {"grid_error": outcome.grid_error, "pairs": trainer.pairs},
         )
     return outcome.finished
 
