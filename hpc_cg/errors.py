@@ -135,7 +135,14 @@ class TooFewFrames(HpcCgError):
 
 
 class FitFailed(HpcCgError):
-    """A fit that did not converge or has no answer."""
+    """A fit that did not converge or has no answer.
+
+    evidence   what was fitted, to be drawn (hpc_cg.forcefield.histograms.Evidence); it stays in its process
+    """
+
+    def __init__(self, asked: str, found: str, change: str, evidence: object = None):
+        super().__init__(asked, found, change)
+        self.evidence = evidence
 
 
 class TrainingDiverged(HpcCgError):

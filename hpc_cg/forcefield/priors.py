@@ -1,4 +1,4 @@
-"""Priors: harmonic in bonds, angle cosines and improper products, and torsions; their forces in closed form.
+"""Priors: harmonic in bonds, angle cosines and improper products, torsions, repulsion; their forces in closed form.
 
 V = k (q - q0)^2 / 2 for every harmonic term (hpc_cg.forcefield.coordinates says which q). All terms are written in
 unit vectors u = v / |v| along differences v of bead positions; with g = dV/du the chain rule is dV/dv = (g -
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hpc_cg.beads import BeadSystem
 from hpc_cg.forcefield.coordinates import PriorParameters
 from hpc_cg.forcefield.prediction import Prediction
+from hpc_cg.forcefield.repulsion import RepulsionPrior
 from hpc_cg.forcefield.torsions import TorsionPrior
 
 TINY = 1e-9
@@ -42,7 +43,7 @@ class Prior(nn.Module):
         p = parameters
         self._constant("incidence", incidence)
         self._constant("k", torch.tensor([*p.bond_k, *p.angle_k, *p.improper_k], dtype=torch.float64))
-        self.torsions = TorsionPrior(system, parameters)
+        self.torsions, self.repulsion = TorsionPrior(system, parameters), RepulsionPrior(system, parameters)
         self._constant("centre", torch.tensor([*p.bond_0, *p.angle_0, *p.improper_0], dtype=torch.float64))
 
     def _constant(self, name: str, value: Tensor) -> None:
@@ -56,8 +57,9 @@ class Prior(nn.Module):
         length = vectors.square().sum(-1, keepdim=True).clamp_min(TINY**2).sqrt()
         energy, gradient = self._along(vectors / length, length)
         forces = -(self.incidence.T @ gradient.reshape(len(gradient), -1)).view(n_beads, n_frames, 3)
-        harmonic = Prediction(energy, forces.transpose(0, 1))
-        return harmonic + self.torsions(positions) if self.torsions.n_torsions else harmonic
+        total = Prediction(energy, forces.transpose(0, 1))
+        total = total + self.torsions(positions) if self.torsions.n_torsions else total
+        return total + self.repulsion(positions) if self.repulsion.n_pairs else total
 
     def _along(self, unit: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Energy (frame) and its gradient by the vectors (vector frame 3), which are unit * length."""

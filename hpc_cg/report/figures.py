@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator, StrMethodFormatter
 from hpc_cg.analysis.integration import PsiIntegration
 from hpc_cg.analysis.landscape import ANGLE_GRID, Grid, free_energy
 from hpc_cg.analysis.marginals import Marginal
+from hpc_cg.forcefield.histograms import Evidence
 
 REFERENCE, MODEL, NOISED, WARNING, GREY = "#1c2126", "#0072B2", "#E69F00", "#D55E00", "#8a939b"
 WIDTH = 9.2
@@ -276,6 +277,31 @@ def lines_over_frames(panels: Sequence[Panel], by_size: bool = True) -> bytes:
             ax.set_visible(False)
         _legend(figure, *axes[: len(panels)])
         return _svg(figure)
+
+
+def failed_fit(evidence: Evidence) -> bytes:
+    """The histogram that no prior could be fitted to, with what was tried, and its tails on a log scale; PNG."""
+    edges, counts = evidence.edges, evidence.counts
+    density = counts / np.diff(edges) / max(float(counts.sum()), 1e-300)
+    filled = np.flatnonzero(counts)
+    span = (0, len(counts)) if not len(filled) else (max(filled[0] - 3, 0), min(filled[-1] + 4, len(counts)))
+    top = float(density.max(initial=0.0)) or 1.0
+    least = 0.3 * float(density[filled].min(initial=top))
+    with _style():
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for ax, floor in ((left, 0.0), (right, least)):
+            ax.stairs(np.maximum(density, floor), edges, baseline=floor, fill=True, color="#cfd4d8", label="frames")
+            if evidence.curve is not None:
+                values, curve = evidence.curve
+                ax.plot(values, curve / np.trapezoid(curve, values), color=WARNING, label="tried")
+            ax.set(xlim=(edges[span[0]], edges[span[1]]), xlabel=evidence.quantity)
+        left.set(title=evidence.label, ylabel="frames (normalised)", ylim=(0.0, 1.1 * top))
+        right.set(title="the same, logarithmic", yscale="log", ylim=(least, 3 * top))
+        if not len(filled):
+            left.text(0.5, 0.5, "no frame with a number", transform=left.transAxes, ha="center", color=WARNING)
+        _legend(figure, left)
+        return _png(figure)
 
 
 def _small_multiples(panels: Sequence[Marginal], xlabel: str, ylabel: str, factor: float) -> bytes:

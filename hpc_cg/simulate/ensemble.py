@@ -27,6 +27,9 @@ from hpc_cg.units import kT
 WIDTHS = 8.0
 """Thermal widths of its prior that a bond may be off before its replica counts as diverged."""
 
+FEWEST_WIDTHS = 6.0
+"""Fewer widths than this are thermal."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -47,13 +50,15 @@ class Limits:
     def of(system: BeadSystem, prior: PriorParameters, temperature_K: float) -> "Limits":
         """Bonds within WIDTHS of their priors and half to twice their length, 1000 kT per bead, the priors' hands.
 
-        Nothing thermal gets that far off; a replica caught in a minimum that the network made up does.
+        Nothing thermal gets that far off; a replica caught in a minimum that the network made up does. Of soft bonds,
+        half and twice the length count where they are at least FEWEST_WIDTHS off.
         """
         width = WIDTHS * np.sqrt(kT(temperature_K) / prior.bond_k)
+        least = FEWEST_WIDTHS / WIDTHS * width
         return Limits(
             bonds=system.bonds,
-            shortest=np.maximum(0.5 * prior.bond_0, prior.bond_0 - width),
-            longest=np.minimum(2.0 * prior.bond_0, prior.bond_0 + width),
+            shortest=np.maximum(np.minimum(0.5 * prior.bond_0, prior.bond_0 - least), prior.bond_0 - width),
+            longest=np.minimum(np.maximum(2.0 * prior.bond_0, prior.bond_0 + least), prior.bond_0 + width),
             impropers=system.impropers,
             hands=np.sign(prior.improper_0),
             energy=1000.0 * kT(temperature_K) * system.n_beads,

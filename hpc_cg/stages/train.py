@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT
-from hpc_cg.errors import OutOfMemory
-from hpc_cg.files import digest, read_json, write_json
+from hpc_cg.errors import FitFailed, OutOfMemory
+from hpc_cg.files import digest, read_json, write_bytes, write_json
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 STREAMS = 16
+PICTURE = "train-fit-failed.png"
+"""In the folder of the run: the histogram that no prior could be fitted to."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -33,9 +35,15 @@ class TrainConfig:
     batch_size         frames in the global batch, over all processes
     learning_rate      peak of the schedule: linear warm-up, then a cosine to final_learning_rate
     weight_decay       of AdamW
-    torsion_order      of the torsion priors' Fourier series; 0 for bonds, angles and impropers alone
     filter_grid        intervals of the grid that filters are interpolated on in training; 0 for the filters themselves
     pairs              who sums over pairs on a grid: "compiled" code (CPU), "torch", or "auto" for the first that works
+    torsion_order      of the torsion priors' Fourier series; 0 for no torsions
+    torsion_degree     "fixed": every torsion has that order. "best": each has the best up to it, by Akaike's criterion
+    priors_per         whether each "term" has priors of its own, or all terms of the same "type" share them
+    repulsion          whether beads that are not bonded repel, as (σ / r)^6
+    repulsion_bonds    beads at least so many bonds apart repel
+    repulsion_percentile  of the distances seen between beads of two types, which is their σ; 0 for the smallest
+    repulsion_largest_nm  no σ is larger
     cutoff_nm          beads further apart than this do not see one another
     seed               of the initial weights, the order of samples and the noise
     fraction           of the frames to train on: 1, or one over a whole number k for every k-th of them
@@ -66,6 +74,12 @@ class TrainConfig:
     torsion_order: int = Field(default=8, ge=0, le=30)
     filter_grid: int = Field(default=2048, ge=0, le=1_000_000)
     pairs: Literal["auto", "compiled", "torch"] = "auto"
+    torsion_degree: Literal["fixed", "best"] = "fixed"
+    priors_per: Literal["term", "type"] = "term"
+    repulsion: bool = True
+    repulsion_bonds: int = Field(default=4, ge=2, le=6)
+    repulsion_percentile: float = Field(default=0.1, ge=0, le=5)
+    repulsion_largest_nm: float = Field(default=0.6, gt=0)
     seed: int = Field(default=1, ge=0)
     fraction: float = Field(default=1.0, gt=0, le=1)
     subset: int = Field(default=0, ge=0)
@@ -136,12 +150,20 @@ def open_feed(study: "Study", world: "World", device: "torch.device") -> "tuple[
 
 def build(study: "Study", feed: "Feed", system: "BeadSystem") -> "ForceField":
     """A force field with priors fitted to the distribution trained on, and fresh weights. Raises FitFailed."""
-    from hpc_cg.forcefield.coordinates import fit_priors
+    from hpc_cg.forcefield.coordinates import Repulsion, fit_priors
     from hpc_cg.forcefield.forcefield import ForceField
     from hpc_cg.forcefield.schnet import SchNetConfig
 
     config: TrainConfig = study.tables["train"]
-    priors = fit_priors(feed.moments(system), study.study.temperature_K, config.torsion_order)
+    repulsion = Repulsion(config.repulsion_bonds, config.repulsion_percentile, config.repulsion_largest_nm)
+    priors = fit_priors(
+        feed.moments(system),
+        study.study.temperature_K,
+        config.torsion_order,
+        best_order=config.torsion_degree == "best",
+        per=config.priors_per,
+        repulsion=repulsion if config.repulsion else None,
+    )
     return ForceField(
         system,
         priors,
@@ -156,6 +178,22 @@ def build(study: "Study", feed: "Feed", system: "BeadSystem") -> "ForceField":
     )
 
 
+def drawn(study: "Study", error: FitFailed, draw: bool) -> FitFailed:
+    """The error with the name of a picture of what could not be fitted, which is drawn beside the folder of the stage.
+
+    draw   whether to draw it here, or to name it only, as all processes but one do
+    """
+    from hpc_cg.forcefield.histograms import Evidence
+    from hpc_cg.report.figures import failed_fit
+
+    if not isinstance(error.evidence, Evidence):
+        return error
+    picture = study.run_folder / PICTURE
+    if draw:
+        write_bytes(picture, failed_fit(error.evidence))
+    return FitFailed(error.asked, error.found, f"look at {picture}, {error.change}", error.evidence)
+
+
 def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[[], bool]) -> bool:
     """Train to the end, or until asked to stop; returns whether it came to the end."""
     import torch
@@ -168,7 +206,12 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
     feed, system = open_feed(study, world, device)
     where = "" if feed.in_memory else ", frames streamed from disk"
     with closing(feed):
-        forcefield = build(study, feed, system).to(device)
+        try:
+            forcefield = build(study, feed, system).to(device)
+        except FitFailed as error:
+            raise drawn(study, error, world.rank == 0) from error
+        if world.rank == 0:
+            (study.run_folder / PICTURE).unlink(missing_ok=True)  # of an earlier try
         names = set(Settings.__dataclass_fields__)
         settings = Settings(**{name: value for name, value in asdict(config).items() if name in names})
         trainer = Trainer(forcefield, feed, settings, world, folder)

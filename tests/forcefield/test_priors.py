@@ -4,7 +4,8 @@ import torch
 from torch.func import jacrev
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import PriorParameters, internal_coordinates
+from hpc_cg.forcefield.coordinates import N_TORSION_BINS, PriorParameters, internal_coordinates
+from hpc_cg.forcefield.fourier import fit_series
 from hpc_cg.forcefield.priors import Prior
 
 KINDS = ("bond", "angle", "improper")
@@ -104,11 +105,9 @@ def test_torsions_follow_the_histogram_and_their_forces_are_the_gradient() -> No
 
 
 def test_where_no_frame_was_seen_the_torsion_prior_is_high() -> None:
-    from hpc_cg.forcefield.coordinates import N_TORSION_BINS, _fit_torsions
-
     counts = np.zeros((1, N_TORSION_BINS))
     counts[0, :24] = 1000
-    sine, cosine = _fit_torsions(counts, 1.0, 8)
+    sine, cosine, _ = fit_series(counts, 1.0, 8)
     angle = np.radians(60)
     seen = np.radians(-120)
 

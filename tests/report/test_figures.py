@@ -13,6 +13,7 @@ from hpc_cg.analysis.geometry import density
 from hpc_cg.analysis.integration import PsiIntegration
 from hpc_cg.analysis.landscape import ANGLE_GRID, histogram
 from hpc_cg.analysis.marginals import Marginal
+from hpc_cg.forcefield.histograms import Evidence
 from hpc_cg.report import figures
 
 RANDOM = np.random.default_rng(20)
@@ -41,6 +42,12 @@ def curve(n: int = 200) -> figures.LearningCurve:
     return figures.LearningCurve("seed 0", step, falling, 1e-3 * (n - step) / n, step[::20], falling[::20], 4.1e4)
 
 
+def evidence(lengths: np.ndarray) -> Evidence:
+    counts, edges = np.histogram(lengths, 60, (0.1, 0.2))
+    tried = (edges, np.exp(-((edges - 0.15) ** 2) / 2e-5)) if len(lengths) else None
+    return Evidence("bond A-B", "bond length (nm)", edges, counts.astype(float), tried)
+
+
 DRAWINGS = {
     "bonds": lambda: figures.bond_histograms(marginals(5, noised=True)),
     "one bond": lambda: figures.bond_histograms(marginals(1, noised=False)),
@@ -61,6 +68,8 @@ IMAGES = {
         True,
         [figures.Stop(3, 4.0, "mirrored")],
     ),
+    "failed fit": lambda: figures.failed_fit(evidence(RANDOM.normal(0.15, 0.003, 500))),
+    "failed fit without frames": lambda: figures.failed_fit(evidence(np.zeros(0))),
 }
 
 
