@@ -149,6 +149,10 @@ class TrainingDiverged(HpcCgError):
     """A training step gave a loss that is no number."""
 
 
+class OtherNumbers(HpcCgError):
+    """A faster way to compute that gives other numbers, or none."""
+
+
 class OutOfMemory(HpcCgError):
     """A product that does not fit the memory it is asked to fit."""
 

@@ -37,10 +37,10 @@ class ForceField(nn.Module):
         return self.prior(positions) + self.network(positions)
 
     def delta(
-        self, positions: Float[Tensor, "frame bead 3"], grid: Grid | None = None
+        self, positions: Float[Tensor, "frame bead 3"], grid: Grid | None = None, half: bool = False
     ) -> Float[Tensor, "frame bead 3"]:
         """Forces of the network alone, which training compares with the delta forces; see ``SchNet.forward``."""
-        return self.network(positions, grid).forces
+        return self.network(positions, grid, half).forces
 
     def prior_forces(self, positions: Float[Tensor, "frame bead 3"]) -> Float[Tensor, "frame bead 3"]:
         """Forces of the priors alone, without a graph."""

@@ -71,10 +71,11 @@ class FusedConvolution:
 
     def receive(self, sent: Tensor) -> Tensor:
         """What every bead receives (bead frame feature), from what each sends (bead, frame or 1, feature)."""
-        return _Receive.apply(self.knots, sent, self.places, self.step)
+        return _Receive.apply(self.knots, sent.to(self.knots.dtype), self.places, self.step)
 
     def push(self, sent: Tensor, pull: Tensor, further: bool) -> tuple[Tensor, Tensor | None]:
         """See ``DenseConvolution.push``."""
+        sent, pull = sent.to(self.knots.dtype), pull.to(self.knots.dtype)
         slope, out = _Push.apply(self.knots, sent, pull, self.places, self.step, further)
         return slope, out if further else None
 

@@ -13,6 +13,7 @@ whole rows.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -127,9 +128,10 @@ class DenseConvolution(NamedTuple):
     slope: Float[Tensor, "pair frame feature"]
 
     def receive(self, sent: Tensor) -> Tensor:
-        return gather(self.value, sent.expand(-1, self.value.shape[1], -1))
+        return gather(self.value, sent.to(self.value.dtype).expand(-1, self.value.shape[1], -1))
 
     def push(self, sent: Tensor, pull: Tensor, further: bool) -> tuple[Tensor, Tensor | None]:
+        pull, sent = pull.to(self.value.dtype), sent.to(self.value.dtype)
         coupled = couple(pull, sent.expand_as(pull))
         return (coupled * self.slope).sum(-1), gather(self.value, pull) if further else None
 
@@ -194,20 +196,25 @@ class SchNet(nn.Module):
                 if layer.bias is not None:
                     layer.bias.zero_()
 
-    def forward(self, positions: Float[Tensor, "frame bead 3"], grid: Grid | None = None) -> Prediction:
+    def forward(
+        self, positions: Float[Tensor, "frame bead 3"], grid: Grid | None = None, half: bool = False
+    ) -> Prediction:
         """Energy and forces (positions in nm); both can be differentiated by the parameters.
 
         grid   how filters are interpolated; None for the filters themselves
+        half   whether matrix products with features of beads are done in bfloat16; filters and distances are not
         """
-        return self.predict(positions, partial(self.convolutions, grid=grid))
+        return self.predict(positions, partial(self.convolutions, grid=grid), half)
 
-    def predict(self, positions: Float[Tensor, "frame bead 3"], convolve: Convolve) -> Prediction:
+    def predict(self, positions: Float[Tensor, "frame bead 3"], convolve: Convolve, half: bool = False) -> Prediction:
         """Energy and forces by the convolutions that ``convolve`` makes of all pairs' distances."""
         n_frames, n_beads, _ = positions.shape
         flat = positions.transpose(0, 1).reshape(n_beads, -1)
         vectors = (self.difference @ flat).view(-1, n_frames, 3)
         distances = vectors.square().sum(-1).clamp_min(TINY**2).sqrt()
-        energy, slope = self.radial(distances, convolve)
+        convolutions = convolve(distances)
+        with torch.autocast(positions.device.type, torch.bfloat16) if half else nullcontext():
+            energy, slope = self.radial(convolutions)
         along = (slope / distances)[..., None] * vectors
         forces = -(self.difference.T @ along.view(len(along), -1)).view(n_beads, n_frames, 3)
         return Prediction(energy, forces.transpose(0, 1))
@@ -227,11 +234,8 @@ class SchNet(nn.Module):
             return [FusedConvolution(rows, places, step) for rows in tables]
         return [DenseConvolution(*interpolate(rows, places, step)) for rows in tables]
 
-    def radial(
-        self, distances: Float[Tensor, "pair frame"], convolve: Convolve
-    ) -> tuple[Float[Tensor, "frame"], Float[Tensor, "pair frame"]]:
+    def radial(self, convolutions: Sequence[Convolution]) -> tuple[Float[Tensor, "frame"], Float[Tensor, "pair frame"]]:
         """Energy (kJ/mol) and its derivative by every pair's distance (kJ/mol/nm)."""
-        convolutions = convolve(distances)
         x = self.embedding(self.types)[:, None]
         trace = []
         for block, convolution in zip(self.blocks, convolutions, strict=True):
@@ -257,7 +261,7 @@ class SchNet(nn.Module):
             x = torch.tanh(layer(x))
             hidden.append(x)
         unit = self.config.energy_unit
-        energy = unit * self.last(x)[..., 0].sum(0)
+        energy = unit * self.last(x)[..., 0].to(self.last.weight.dtype).sum(0)
         back = (unit * self.last.weight).expand_as(x)
         for layer, x in zip(reversed(self.readout), reversed(hidden), strict=True):
             back = through_tanh(back, x) @ layer.weight

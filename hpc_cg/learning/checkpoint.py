@@ -1,6 +1,10 @@
 """Checkpoints: a folder per saved step, sealed last; the newest sealed one counts.
 
     step-000020000/   model.pt  optimizer.pt  cursor.json  SEALED
+                      average.pt (with train.ema)  best.pt (with train.early_stop)
+
+Training goes on from the model. Simulation uses the weights with the smallest held-out error where training looks for
+them, else their average where there is one, else the model.
 
 Tensors are loaded with ``weights_only=True``, everything else is JSON: a checkpoint runs no code. What is needed to
 continue is the step, because the order of samples and all noise are functions of the seed and the step.
@@ -24,13 +28,26 @@ SEALED = "SEALED"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training as it stood after ``step`` steps."""
+    """A training as it stood after ``step`` steps.
+
+    average   of the weights, None where none is kept
+    best      of all weights that were judged, those with the smallest held-out error; None where none are kept
+    """
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     cursor: dict[str, Any]
     description: dict[str, Any]
+    average: dict[str, Tensor] | None = None
+    best: dict[str, Tensor] | None = None
+
+    @property
+    def chosen(self) -> tuple[dict[str, Tensor], int]:
+        """The weights that simulation uses, and the step that they are of."""
+        if self.best is not None:
+            return self.best, self.cursor["progress"]["best_step"]
+        return (self.model if self.average is None else self.average), self.step
 
 
 def _folder(root: Path, step: int) -> Path:
@@ -42,7 +59,9 @@ def save(root: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     folder = _folder(root, checkpoint.step)
     if (folder / SEALED).exists():
         return folder
-    parts = {"model.pt": _bytes(checkpoint.model), "optimizer.pt": _bytes(checkpoint.optimizer)}
+    tensors: dict[str, Any] = {"model.pt": checkpoint.model, "optimizer.pt": checkpoint.optimizer}
+    tensors |= {"average.pt": checkpoint.average, "best.pt": checkpoint.best}
+    parts = {name: _bytes(value) for name, value in tensors.items() if value is not None}
     for name, content in parts.items():
         write_bytes(folder / name, content)
     write_json(folder / "cursor.json", checkpoint.cursor)
@@ -81,6 +100,8 @@ def load(folder: Path) -> Checkpoint:
         parts["optimizer.pt"],
         cursor,
         read_json(folder / "description.json"),
+        parts.get("average.pt"),
+        parts.get("best.pt"),
     )
 
 
@@ -91,7 +112,7 @@ def newest(root: Path) -> Checkpoint | None:
 
 
 def load_forcefield(root: Path) -> tuple[ForceField, int]:
-    """The force field of the newest sealed checkpoint below ``root``, and its step; raises NotSealed."""
+    """The force field that the newest sealed checkpoint below ``root`` chooses, and its step; raises NotSealed."""
     found = newest(root)
     if found is None:
         raise NotSealed(
@@ -99,16 +120,17 @@ def load_forcefield(root: Path) -> tuple[ForceField, int]:
             "no sealed checkpoint there",
             "run the stage train of this study first",
         )
+    model, step = found.chosen
     try:
         forcefield = ForceField.from_description(found.description)
-        forcefield.load_state_dict(found.model)
+        forcefield.load_state_dict(model)
     except (KeyError, TypeError, RuntimeError) as error:
         raise DamagedProduct(
             f"the checkpoint {root} at step {found.step}",
             f"a force field that this version cannot build ({error})",
             "train again with this version, or use the version that trained it",
         ) from error
-    return forcefield.eval(), found.step
+    return forcefield.eval(), step
 
 
 def _bytes(value: Any) -> bytes:

@@ -1,30 +1,34 @@
 """The trainer: force matching on delta forces, on any number of processes, readable from top to bottom.
 
 A step is a function of (seed, step): which frames, which noise. So a run that was stopped and resumed is the run that
-was not, and one process sees the samples that many see. Everything that can change lives in the model, the optimizer
-and the step, and these are what a checkpoint holds.
+was not, and one process sees the samples that many see. Everything that can change lives in the model, its average, the
+optimizer, the progress on held-out frames and the step, and these are what a checkpoint holds.
 """
 
 import json
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hpc_cg.errors import TrainingDiverged
 from hpc_cg.files import write_text
-from hpc_cg.forcefield import fused
 from hpc_cg.forcefield.forcefield import ForceField
-from hpc_cg.forcefield.grid import Grid
 from hpc_cg.learning import checkpoint as checkpoints
+from hpc_cg.learning.average import Average
+from hpc_cg.learning.board import open_board, write_row
+from hpc_cg.learning.decoys import decoys_of
 from hpc_cg.learning.distributed import World, check_gradients, sum_gradients
 from hpc_cg.learning.feed import Feed, Labelled
+from hpc_cg.learning.forces import Way, check_precision, choose_grid, compiled_by_torch
 from hpc_cg.learning.loss import ForceErrors, error_sums, errors_of, sum_of_squares
+from hpc_cg.learning.schedule import Progress
+from hpc_cg.learning.settings import Settings
 
 CHECK_FRAMES = 32
 NAMED = 5
@@ -32,63 +36,21 @@ NAMED = 5
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to train.
-
-    steps             optimizer steps in all
-    batch_size        frames in the global batch, over all processes
-    learning_rate     its peak; linear warm-up over warmup_steps, then a cosine to final_learning_rate
-    clip              largest norm of the gradient of the loss divided by the delta labels' mean square
-    validate_every    steps between looks at the held-out frames
-    checkpoint_every  steps between checkpoints
-    filter_grid       intervals of the grid that filters are interpolated on; 0 for the filters themselves
-    pairs             who sums over pairs on a grid: "compiled", "torch", or "auto"
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    final_learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    clip: float
-    validate_every: int
-    checkpoint_every: int
-    seed: int
-    filter_grid: int = 0
-    pairs: str = "auto"
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step (counted from 0)."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        along = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        wave = 0.5 * (1 + math.cos(math.pi * along))
-        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * wave
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """How a training ended: all its steps done, or stopped at a step boundary and saved."""
+    """How a training ended: all its steps done, ended early, or stopped at a step boundary and saved.
+
+    validation       errors of the weights that simulation uses, those of ``chosen_step``
+    grid_error       rms error of forces that the grid causes, over the rms of the network's forces; 0 without a grid
+    precision_error  the same of bfloat16 at the start; 0 in float32
+    """
 
     finished: bool
     step: int
+    chosen_step: int
     validation: ForceErrors
     frames_per_s: float
     grid_error: float
-    """Rms error of the forces that the grid causes, over the rms of the network's forces; 0 without a grid."""
-
-
-def choose_grid(settings: Settings, device: torch.device) -> Grid | None:
-    """How filters are interpolated in training; raises MissingExtra where compiled code is wanted and cannot be had."""
-    if not settings.filter_grid:
-        return None
-    on_cpu = device.type == "cpu"
-    if settings.pairs == "compiled" and on_cpu:
-        fused.require()
-    compiled = settings.pairs != "torch" and on_cpu and fused.available()
-    # an accelerator has arithmetic to spare, and would wait to learn which knots are used
-    return Grid(settings.filter_grid, compiled, all_knots=not on_cpu)
+    precision_error: float
 
 
 class Trainer:
@@ -104,16 +66,22 @@ class Trainer:
     ):
         self.forcefield, self.feed, self.settings, self.world, self.folder = forcefield, feed, settings, world, folder
         self.device = next(forcefield.parameters()).device
-        self.grid = choose_grid(settings, self.device)
+        self.exact = Way(forcefield, choose_grid(settings, self.device))
+        self.way = Way(forcefield, self.exact.grid, half=settings.precision == "bfloat16")
+        self.network_forces: Callable[[Tensor], Tensor] = self.way
         self.parameters = [p for p in forcefield.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
+        self.average = Average(self.parameters, settings.ema)
+        self.progress = Progress()
+        self.best: dict[str, Any] | None = None
         self.step = 0
         self.scale = 1.0
         self.curves: list[dict[str, Any]] = []
         self.running = [0.0, 0]
         self.seconds = 0.0
+        self.board: Any = None
 
     def run(
         self, report: Callable[[int, str], None], stopped: Callable[[], bool], description: dict[str, Any]
@@ -122,16 +90,19 @@ class Trainer:
 
         report    called with the step and a short note after each step
         stopped   asked at each step boundary
-        Raises TrainingDiverged with the frames that caused it.
+        Raises TrainingDiverged with the frames that caused it; OtherNumbers, MissingExtra.
         """
         self._resume()
+        if self.settings.tensorboard and self.world.rank == 0:
+            self.board = open_board(self.folder, self.step + 1)
         errors = self._validate()
         self.scale = errors.delta
+        precision_error = self._check_ways()
         if self.world.size > 1:
             self._check_world()
         note, ask_stop = self._note(errors), False
         report(self.step, note)
-        while self.step < self.settings.steps and not ask_stop:
+        while not self.finished and not ask_stop:
             began = time.perf_counter()
             ask_stop = self._train_one_step(stopped())
             self.seconds += time.perf_counter() - began
@@ -139,16 +110,21 @@ class Trainer:
                 errors = self._validate()
                 note = self._note(errors)
                 self._record(errors)
-            if self.step % self.settings.checkpoint_every == 0 or self.step == self.settings.steps or ask_stop:
+            if self.step % self.settings.checkpoint_every == 0 or self.finished or ask_stop:
                 self._save(description)
             report(self.step, note)
+        if self.board is not None:
+            self.board.close()
         rate = self.step * self.settings.batch_size / self.seconds if self.seconds else 0.0
-        return Outcome(self.step == self.settings.steps, self.step, errors, rate, self._grid_error())
+        if self.best is not None:
+            errors = ForceErrors(**self.best["errors"])
+        chosen = self.step if self.best is None else self.progress.best_step
+        return Outcome(self.finished, self.step, chosen, errors, rate, self._grid_error(), precision_error)
 
     @property
-    def pairs(self) -> str:
-        """Who sums over pairs of beads."""
-        return "compiled" if self.grid is not None and self.grid.compiled else "torch"
+    def finished(self) -> bool:
+        """Whether all steps are done, or held-out errors have not become smaller for long enough."""
+        return self.step >= self.settings.steps or self.progress.ended(self.settings.pace)
 
     def _train_one_step(self, stop: bool) -> bool:
         """One step of the optimizer; returns whether any process asked to stop."""
@@ -159,45 +135,70 @@ class Trainer:
         loss, stops = sum_gradients(self.parameters, self.world, told)
         if not torch.isfinite(loss):
             raise self._diverged(batch)
-        rate = self.settings.rate(self.step)
+        rate = self.settings.pace.rate(self.step, self.progress.reductions)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
+        self.average.update(self.step)
         self.step += 1
         self.running = [self.running[0] + float(loss) * self.scale, self.running[1] + 1]
         return bool(stops > 0)
 
+    def _parts(self, batch: Labelled) -> Iterator[Labelled]:
+        """A batch in as many parts as are done one after another."""
+        count = self.settings.accumulate
+        parts = (batch.part(slice(number, None, count)) for number in range(count))
+        return (part for part in parts if len(part.index))
+
     def _gradient(self, batch: Labelled, total_weight: float) -> Tensor:
         """This process's part of the loss, and its gradient in the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            delta = batch.forces - self.forcefield.prior(batch.positions).forces
-        loss = sum_of_squares(delta - self.forcefield.delta(batch.positions, self.grid), batch.weights) / (
-            total_weight * self.scale
-        )
+        loss = torch.zeros((), device=self.device, dtype=self.parameters[0].dtype)
+        every = self.settings.decoy_every
+        total_weight *= self.scale * (1.0 + (1.0 / every if every else 0.0))
+        for part in self._parts(batch):
+            with torch.no_grad():
+                delta = part.forces - self.forcefield.prior(part.positions).forces
+            loss = loss + self._backward(part, delta, total_weight)
+            decoys = every and decoys_of(part, every, self.settings.decoy_nm, self.settings.seed, self.step)
+            if decoys:
+                loss = loss + self._backward(decoys, decoys.forces, total_weight)
+        return loss
+
+    def _backward(self, part: Labelled, delta: Tensor, total_weight: float) -> Tensor:
+        loss = sum_of_squares(delta - self.network_forces(part.positions), part.weights) / total_weight
         loss.backward()
         return loss.detach()
 
+    @torch.no_grad()
     def _validate(self) -> ForceErrors:
         """Errors on the held-out frames, with the same noise at every look; shared by the processes."""
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        for part in self.feed.validation():
-            with torch.no_grad():
+        with self.average.in_place():
+            for part in self.feed.validation():
                 prior = self.forcefield.prior(part.positions).forces
-                network = self.forcefield.delta(part.positions, self.grid)
-            sums += error_sums(part.forces, prior, prior + network, part.weights)
+                sums += error_sums(part.forces, prior, prior + self.exact(part.positions), part.weights)
         return errors_of(self.world.sum_(sums).cpu())
 
+    @torch.no_grad()
     def _grid_error(self) -> float:
         """What the grid does to the forces of the present weights, on the same frames on every process."""
-        if self.grid is None:
+        if self.exact.grid is None:
             return 0.0
         positions = self.feed.same(CHECK_FRAMES).positions
-        with torch.no_grad():
-            exact = self.forcefield.delta(positions)
-            found = self.forcefield.delta(positions, self.grid)
-        return float(((found - exact).square().mean() / exact.square().mean()).sqrt())
+        exact = self.forcefield.delta(positions)
+        return float(((self.exact(positions) - exact).square().mean() / exact.square().mean()).sqrt())
+
+    def _check_ways(self) -> float:
+        """Compare the quicker ways to forces with the plain one; returns the error of the precision."""
+        error = 0.0
+        if self.way.half:
+            error = check_precision(self.way, self.feed.validation(), self.world)
+        if self.settings.compile:
+            n_frames = max(1, self.settings.batch_size // self.world.size // self.settings.accumulate)
+            self.network_forces = compiled_by_torch(self.way, self.feed.same(n_frames))
+        return error
 
     def _check_world(self) -> None:
         batch = self.feed.same(CHECK_FRAMES)
@@ -207,10 +208,8 @@ class Trainer:
 
     def _diverged(self, batch: Labelled) -> TrainingDiverged:
         """The error that names frames of all processes whose labels or forces are no numbers."""
-        with torch.enable_grad():
-            forces = self.forcefield.prior(batch.positions).forces + self.forcefield.delta(batch.positions).detach()
-        bad = ~torch.isfinite(batch.forces - forces).all(dim=2).all(dim=1).cpu().numpy()
-        own = torch.from_numpy(batch.index[bad][:NAMED]).long()
+        bad = [part.index[self._is_bad(part)] for part in self._parts(batch)]
+        own = torch.from_numpy(np.concatenate(bad)[:NAMED]).long()
         found = torch.zeros((self.world.size, NAMED), dtype=torch.int64)
         found[self.world.rank, : len(own)] = own + 1  # zero is no frame
         found = self.world.sum_(found.to(self.device)).cpu()
@@ -221,12 +220,21 @@ class Trainer:
             "lower train.learning_rate, or look at those frames; the newest checkpoint is kept",
         )
 
+    @torch.no_grad()
+    def _is_bad(self, part: Labelled) -> np.ndarray:
+        """Which frames have labels or forces that are no numbers."""
+        forces = self.forcefield.prior(part.positions).forces + self.way(part.positions)
+        return ~torch.isfinite(part.forces - forces).all(dim=2).all(dim=1).cpu().numpy()
+
     def _record(self, errors: ForceErrors) -> None:
-        """A row of the learning curves: the mean training loss since the last row, and the held-out errors."""
+        """A look at held-out frames: a row of the learning curves, and what it means for the progress.
+
+        The row holds the mean training loss since the last row, and the held-out errors.
+        """
         row = {
             "step": self.step,
             "train": self.running[0] / self.running[1],
-            "learning_rate": self.settings.rate(self.step - 1),
+            "learning_rate": self.settings.pace.rate(self.step - 1, self.progress.reductions),
             "floor": errors.floor,
         }
         self.curves.append(row | asdict(errors))
@@ -234,18 +242,33 @@ class Trainer:
         if self.world.rank == 0:
             lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in self.curves)
             write_text(self.folder / "curves.jsonl", lines)
+        if self.board is not None:
+            write_row(self.board, self.curves[-1])
+        self.progress = self.progress.after(self.step, errors.residual, self.settings.pace)
+        if self.settings.early_stop and self.progress.best_step == self.step:
+            self.best = {"model": self._averaged(), "errors": asdict(errors)}
 
     def _note(self, errors: ForceErrors) -> str:
         return f"force error {errors.residual**0.5:.1f}, noise floor {max(errors.floor, 0) ** 0.5:.1f} kJ/mol/nm"
 
+    def _averaged(self) -> dict[str, Tensor]:
+        """A copy of the weights that are judged: their average, where there is one."""
+        with self.average.in_place():
+            return {name: value.detach().cpu().clone() for name, value in self.forcefield.state_dict().items()}
+
     def _save(self, description: dict[str, Any]) -> None:
         if self.world.rank == 0:
+            cursor = {"step": self.step, "curves": self.curves, "running": self.running, "seconds": self.seconds}
+            cursor |= {"progress": asdict(self.progress)}
+            chosen, errors = (self.best["model"], self.best["errors"]) if self.best else (None, None)
             state = checkpoints.Checkpoint(
                 step=self.step,
                 model={name: value.cpu() for name, value in self.forcefield.state_dict().items()},
                 optimizer=self.optimizer.state_dict(),
-                cursor={"step": self.step, "curves": self.curves, "running": self.running, "seconds": self.seconds},
+                cursor=cursor | {"best_errors": errors},
                 description=description,
+                average=self._averaged() if self.settings.ema else None,
+                best=chosen,
             )
             checkpoints.save(self.folder, state)
         self.world.barrier()
@@ -254,7 +277,12 @@ class Trainer:
         found = checkpoints.newest(self.folder)
         if found is None:
             return
+        if found.average is not None:
+            self.forcefield.load_state_dict(found.average)
+            self.average = Average(self.parameters, self.settings.ema)
         self.forcefield.load_state_dict(found.model)
         self.optimizer.load_state_dict(found.optimizer)
         self.step, self.curves, self.running = found.step, found.cursor["curves"], found.cursor["running"]
-        self.seconds = found.cursor["seconds"]
+        self.seconds, self.progress = found.cursor["seconds"], Progress(**found.cursor["progress"])
+        if found.best is not None:
+            self.best = {"model": found.best, "errors": found.cursor["best_errors"]}

@@ -33,7 +33,16 @@ class TrainConfig:
     """The table [train]. The network's defaults are the published ones for alanine dipeptide.
 
     batch_size         frames in the global batch, over all processes
-    learning_rate      peak of the schedule: linear warm-up, then a cosine to final_learning_rate
+    learning_rate      peak of the schedule: linear warm-up, then down to final_learning_rate
+    schedule           "cosine", or "plateau": times plateau_factor after plateau_patience looks without a smaller error
+    early_stop         looks without a smaller held-out error after which training ends; 0 for never. Then the weights
+                       with the smallest error are simulated
+    ema                decay of the average of the weights that is judged and simulated; 0 for the weights themselves
+    accumulate         parts of each process's batch that are done one after another, to need less memory
+    precision          "float32", or "bfloat16" for the matrix products of the network
+    compile            whether torch.compile makes the training step
+    decoy_every        every so many frames get a copy displaced by decoy_nm, without delta force; 0 for none
+    tensorboard        whether to write the learning curves for TensorBoard too
     weight_decay       of AdamW
     filter_grid        intervals of the grid that filters are interpolated on in training; 0 for the filters themselves
     pairs              who sums over pairs on a grid: "compiled" code (CPU), "torch", or "auto" for the first that works
@@ -80,6 +89,17 @@ class TrainConfig:
     repulsion_bonds: int = Field(default=4, ge=2, le=6)
     repulsion_percentile: float = Field(default=0.1, ge=0, le=5)
     repulsion_largest_nm: float = Field(default=0.6, gt=0)
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    plateau_factor: float = Field(default=0.8, gt=0, lt=1)
+    plateau_patience: int = Field(default=5, ge=1)
+    early_stop: int = Field(default=0, ge=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    accumulate: int = Field(default=1, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    decoy_every: int = Field(default=0, ge=0)
+    decoy_nm: float = Field(default=0.05, gt=0)
+    tensorboard: bool = False
     seed: int = Field(default=1, ge=0)
     fraction: float = Field(default=1.0, gt=0, le=1)
     subset: int = Field(default=0, ge=0)
@@ -100,6 +120,14 @@ class TrainConfig:
     def _fraction_is_one_of_equal_parts(self) -> "TrainConfig":
         if abs(self.every * self.fraction - 1) > 2e-3:
             raise ValueError(f"fraction = {self.fraction} is not one over a whole number, as 0.1 or 0.01 are.")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> "TrainConfig":
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate = {self.accumulate} is more than batch_size = {self.batch_size}.")
+        if self.compile and self.pairs == "compiled":
+            raise ValueError('compile = true makes tensor operations quicker, pairs = "compiled" has none: take one.')
         return self
 
     @property
@@ -198,7 +226,8 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
     """Train to the end, or until asked to stop; returns whether it came to the end."""
     import torch
 
-    from hpc_cg.learning.loop import Settings, Trainer
+    from hpc_cg.learning.loop import Trainer
+    from hpc_cg.learning.settings import Settings
 
     config: TrainConfig = study.tables["train"]
     folder = study.folder("train")
@@ -234,7 +263,8 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
             }
             | {"train_frames": feed.n_train, "held_out_frames": feed.n_held_out, "in_memory": feed.in_memory}
             | {"frames_per_s": outcome.frames_per_s, "processes": world.size}
-            | {"grid_error": outcome.grid_error, "pairs": trainer.pairs},
+            | {"step": outcome.step, "chosen_step": outcome.chosen_step, "pairs": trainer.way.pairs}
+            | {"grid_error": outcome.grid_error, "precision_error": outcome.precision_error},
         )
     return outcome.finished
 

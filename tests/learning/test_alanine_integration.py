@@ -12,8 +12,9 @@ from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.learning.distributed import World
 from hpc_cg.learning.labels import Labels, open_labels
-from hpc_cg.learning.loop import Settings, Trainer
+from hpc_cg.learning.loop import Trainer
 from hpc_cg.learning.resident import Resident
+from hpc_cg.learning.settings import Settings
 from hpc_cg.stages.study import read_study
 from hpc_cg.store.dataset import split
 from hpc_cg.store.layout import StoreSpec

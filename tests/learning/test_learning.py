@@ -17,9 +17,10 @@ from hpc_cg.kernels.noise import NoiseKernel
 from hpc_cg.learning import checkpoint
 from hpc_cg.learning.distributed import World, check_gradients
 from hpc_cg.learning.labels import Labels
-from hpc_cg.learning.loop import Outcome, Settings, Trainer
+from hpc_cg.learning.loop import Outcome, Trainer
 from hpc_cg.learning.loss import ForceErrors, error_sums, errors_of, sum_of_squares
 from hpc_cg.learning.resident import Resident
+from hpc_cg.learning.settings import Settings
 from hpc_cg.store.dataset import StoreFrames
 from hpc_cg.units import kT
 
@@ -127,7 +128,7 @@ def test_gradients_of_shares_add_up_to_the_gradient_of_the_batch(tmp_path: Path)
 
 
 def test_the_rate_warms_up_and_falls_to_its_end() -> None:
-    rates = [SETTINGS.rate(step) for step in range(11)]
+    rates = [SETTINGS.pace.rate(step) for step in range(11)]
     assert rates[0] == pytest.approx(1e-3 / 3)
     assert max(rates) == rates[3] == pytest.approx(1e-3)
     assert rates[10] == pytest.approx(1e-5)

@@ -1,0 +1,119 @@
+"""The way to the network's forces in training, chosen once: grid, compiled pairs, precision, torch.compile.
+
+What is not the plain way is compared with it at the start: a faster way that gives other numbers is refused.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpc_cg.errors import OtherNumbers
+from hpc_cg.forcefield import fused
+from hpc_cg.forcefield.forcefield import ForceField
+from hpc_cg.forcefield.grid import Grid
+from hpc_cg.learning.distributed import World
+from hpc_cg.learning.feed import Labelled
+from hpc_cg.learning.settings import Settings
+
+BFLOAT16_TOLERANCE = 0.02
+"""Rms difference of forces in bfloat16 from those in float32, over their rms."""
+
+COMPILE_TOLERANCE = 1e-4
+"""The same for what torch.compile makes, of forces and of gradients."""
+
+CHECKED = 256
+"""Held-out frames of each process that forces are compared on."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the network's forces are had.
+
+    grid   how filters are interpolated; None for the filters themselves
+    half   whether matrix products are done in bfloat16
+    """
+
+    forcefield: ForceField
+    grid: Grid | None
+    half: bool = False
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Forces of the network (frame bead 3; kJ/mol/nm)."""
+        return self.forcefield.delta(positions, self.grid, self.half)
+
+    @property
+    def pairs(self) -> str:
+        """Who sums over pairs of beads."""
+        return "compiled" if self.grid is not None and self.grid.compiled else "torch"
+
+
+def choose_grid(settings: Settings, device: torch.device) -> Grid | None:
+    """How filters are interpolated in training; raises MissingExtra where compiled code is wanted and cannot be had."""
+    if not settings.filter_grid:
+        return None
+    on_cpu = device.type == "cpu"
+    if settings.pairs == "compiled" and on_cpu:
+        fused.require()
+    compiled = settings.pairs != "torch" and on_cpu and not settings.compile and fused.available()
+    # an accelerator has arithmetic to spare, and would wait to learn which knots are used; torch.compile likewise
+    return Grid(settings.filter_grid, compiled, all_knots=not on_cpu or settings.compile)
+
+
+def check_precision(way: Way, held_out: Sequence[Labelled], world: World) -> float:
+    """The rms difference of a way's forces from those in float32, over their rms, on held-out frames of all processes.
+
+    Raises OtherNumbers where it is larger than BFLOAT16_TOLERANCE.
+    """
+    plain = Way(way.forcefield, way.grid)
+    device = next(way.forcefield.parameters()).device
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    with torch.no_grad():
+        for part in held_out[:1]:
+            wanted, found = plain(part.positions[:CHECKED]), way(part.positions[:CHECKED])
+            sums += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).double()
+    apart, whole = world.sum_(sums).tolist()
+    error = (apart / whole) ** 0.5 if whole else float("inf")
+    if not error <= BFLOAT16_TOLERANCE:
+        raise OtherNumbers(
+            'the forces of float32 with train.precision = "bfloat16"',
+            f"a relative difference of {error:.1e} on held-out frames, more than {BFLOAT16_TOLERANCE}",
+            'set train.precision = "float32"',
+        )
+    return error
+
+
+def compiled_by_torch(way: Way, sample: Labelled) -> Callable[[Tensor], Tensor]:
+    """The way as torch.compile makes it, compared on the frames of ``sample``: forces, and gradients of a loss.
+
+    Raises OtherNumbers where they differ, or where this torch cannot compile it here.
+    """
+    quick = torch.compile(way, dynamic=False)
+    parameters = [p for p in way.forcefield.parameters() if p.requires_grad]
+    wanted, gradient = _forces_and_gradient(way, sample, parameters)
+    try:
+        found, other = _forces_and_gradient(quick, sample, parameters)
+    except Exception as error:
+        raise OtherNumbers(
+            "the training step with train.compile",
+            f"torch.compile failing ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+            "set train.compile = false, or install a C++ compiler",
+        ) from error
+    for what, one, two in (("forces", found, wanted), ("gradients", other, gradient)):
+        difference = float((one - two).norm() / two.norm())
+        if not difference <= COMPILE_TOLERANCE:
+            raise OtherNumbers(
+                f"the same {what} with train.compile",
+                f"a relative difference of {difference:.1e}",
+                "set train.compile = false",
+            )
+    return quick
+
+
+def _forces_and_gradient(
+    way: Callable[[Tensor], Tensor], sample: Labelled, parameters: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    forces = way(sample.positions)
+    gradient = torch.autograd.grad((forces - sample.forces).square().mean(), parameters)
+    return forces.detach(), torch.cat([part.reshape(-1) for part in gradient])

@@ -1,0 +1,249 @@
+"""Every setting of the trainer: it does what it says, and a resumed training is the uninterrupted one with it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from test_learning import SETTINGS, feed, labels, run, trainer
+
+from hpc_cg.errors import MissingExtra, OtherNumbers, TrainingDiverged
+from hpc_cg.learning import checkpoint, forces
+from hpc_cg.learning.decoys import decoys_of
+from hpc_cg.learning.distributed import World
+from hpc_cg.learning.loop import Trainer
+from hpc_cg.learning.settings import Settings
+from hpc_cg.stages.train import TrainConfig
+
+EVERYTHING = replace(
+    SETTINGS,
+    steps=14,
+    warmup_steps=2,
+    learning_rate=0.1,  # too fast on purpose: errors go up and down
+    validate_every=2,
+    filter_grid=256,
+    schedule="plateau",
+    plateau_factor=0.5,
+    plateau_patience=1,
+    early_stop=20,
+    ema=0.9,
+    accumulate=3,
+    decoy_every=5,
+    decoy_nm=0.02,
+)
+
+
+def weights(one: Trainer) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in one.forcefield.state_dict().values()])
+
+
+def gradient(folder: Path, settings: Settings, step: int = 0) -> torch.Tensor:
+    one = trainer(folder, settings)
+    one.step = step
+    one._gradient(one.feed.train(step), 32.0)
+    return torch.cat([parameter.grad.flatten() for parameter in one.parameters])
+
+
+@pytest.mark.parametrize("stop_at", [5, 8])
+def test_a_resumed_training_equals_an_uninterrupted_one_with_every_setting(tmp_path: Path, stop_at: int) -> None:
+    whole = trainer(tmp_path / "whole", EVERYTHING)
+    outcome = run(whole)
+    assert outcome.finished and whole.progress.reductions > 0
+    first = trainer(tmp_path / "parts", EVERYTHING)
+    assert run(first, stop_at).step == stop_at
+    second = trainer(tmp_path / "parts", EVERYTHING)
+    assert replace(run(second), frames_per_s=0.0) == replace(outcome, frames_per_s=0.0)
+    assert torch.equal(weights(whole), weights(second))
+    one, two = (checkpoint.newest(tmp_path / name) for name in ("whole", "parts"))
+    for name in one.model:
+        assert torch.equal(one.average[name], two.average[name]) and torch.equal(one.best[name], two.best[name])
+    assert one.cursor["progress"] == two.cursor["progress"]
+    assert (tmp_path / "whole/curves.jsonl").read_bytes() == (tmp_path / "parts/curves.jsonl").read_bytes()
+
+
+def test_the_average_is_what_is_judged_and_simulated_and_the_weights_go_on(tmp_path: Path) -> None:
+    one = trainer(tmp_path, replace(SETTINGS, ema=0.99, learning_rate=0.02))
+    outcome = run(one)
+    loaded, _ = checkpoint.load_forcefield(tmp_path)
+    kept = checkpoint.newest(tmp_path)
+    for (name, value), average in zip(loaded.named_parameters(), one.average.values, strict=True):
+        assert torch.equal(value, average) and not torch.equal(value, kept.model[name])
+    again = trainer(tmp_path / "judge")
+    again.forcefield.load_state_dict(kept.average)
+    assert again._validate().residual == pytest.approx(outcome.validation.residual, rel=1e-6)
+    again.forcefield.load_state_dict(kept.model)
+    assert again._validate().residual != pytest.approx(outcome.validation.residual, rel=1e-6)
+
+
+def test_a_training_that_gets_no_better_ends_early_and_keeps_the_best_weights(tmp_path: Path) -> None:
+    settings = replace(
+        SETTINGS, steps=500, learning_rate=0.3, final_learning_rate=0.3, validate_every=1, early_stop=4, warmup_steps=0
+    )
+    one = trainer(tmp_path, settings)
+    outcome = run(one)
+    assert outcome.finished and outcome.step == outcome.chosen_step + 4 < 500
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    best = min(rows, key=lambda row: row["residual"])
+    assert (best["step"], best["residual"]) == (outcome.chosen_step, outcome.validation.residual)
+    loaded, step = checkpoint.load_forcefield(tmp_path)
+    assert step == outcome.chosen_step
+    judge = trainer(tmp_path / "judge")
+    judge.forcefield.load_state_dict(loaded.state_dict())
+    assert judge._validate().residual == pytest.approx(best["residual"], rel=1e-6)
+    again = run(trainer(tmp_path, settings))
+    assert again.finished and (again.step, again.chosen_step) == (outcome.step, outcome.chosen_step)
+
+
+@pytest.mark.parametrize("parts", [2, 5, 32])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path: Path, parts: int) -> None:
+    whole = gradient(tmp_path, SETTINGS)
+    found = gradient(tmp_path, replace(SETTINGS, accumulate=parts))
+    assert (found - whole).norm() < 1e-5 * whole.norm()
+
+
+def test_a_frame_that_is_no_number_is_named_with_batches_in_parts_too(tmp_path: Path) -> None:
+    source = labels()
+    one = trainer(tmp_path, replace(EVERYTHING, accumulate=7), source)
+    source.frames.forces[17] = np.nan
+    with pytest.raises(TrainingDiverged, match="segment 0 frame 17"):
+        for _ in range(15):
+            one._train_one_step(False)
+
+
+def test_the_grid_trains_to_the_weights_of_the_filters_themselves(tmp_path: Path) -> None:
+    exact, grid = trainer(tmp_path / "exact"), trainer(tmp_path / "grid", replace(SETTINGS, filter_grid=2048))
+    assert run(exact).grid_error == 0.0
+    assert 0.0 < run(grid).grid_error < 1e-4
+    start = weights(trainer(tmp_path / "start"))
+    assert (weights(grid) - weights(exact)).norm() < 0.01 * (weights(exact) - start).norm()
+
+
+def test_any_number_of_processes_has_the_same_decoys(tmp_path: Path) -> None:
+    source = labels()
+    whole = decoys_of(feed(source, SETTINGS).train(3), 4, 0.05, seed=5, step=3)
+    parts = [decoys_of(feed(source, SETTINGS, World(rank, 3)).train(3), 4, 0.05, seed=5, step=3) for rank in range(3)]
+    assert sorted(whole.index) == sorted(np.concatenate([part.index for part in parts]))
+    assert (whole.index % 4 == 0).all() and not whole.forces.any()
+    for part in parts:
+        for row, index in enumerate(part.index):
+            assert torch.equal(part.positions[row], whole.positions[list(whole.index).index(index)])
+    later = decoys_of(feed(source, SETTINGS).train(3), 4, 0.05, seed=5, step=4)
+    assert not torch.equal(later.positions, whole.positions)
+
+
+def test_decoys_are_displaced_copies_of_their_frames() -> None:
+    batch = feed(labels(), replace(SETTINGS, batch_size=480)).train(0)
+    found = decoys_of(batch, 2, 0.03, seed=1, step=0)
+    own = batch.positions[np.flatnonzero(batch.index % 2 == 0)]
+    assert float((found.positions - own).std()) == pytest.approx(0.03, rel=0.05)
+    assert decoys_of(batch, 10**6 + 1, 0.03, 1, 0) is None or 0 in batch.index
+
+
+def test_decoys_keep_the_network_flat_outside_the_data(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=60, learning_rate=1e-2, warmup_steps=0)
+    with_decoys, without = (
+        trainer(tmp_path / str(every), replace(settings, decoy_every=every, decoy_nm=0.05)) for every in (1, 0)
+    )
+    run(with_decoys), run(without)
+    batch = feed(labels(), replace(SETTINGS, batch_size=480)).train(99)
+    far = decoys_of(batch, 1, 0.05, seed=77, step=0).positions
+    sizes = [float(one.way(far).square().mean().detach()) for one in (with_decoys, without)]
+    assert sizes[0] < 0.5 * sizes[1]
+
+
+def test_half_precision_is_compared_with_single_on_held_out_frames(tmp_path: Path, monkeypatch) -> None:
+    settings = replace(SETTINGS, precision="bfloat16", filter_grid=512)
+    outcome = run(trainer(tmp_path / "half", settings))
+    assert 0.0 < outcome.precision_error < forces.BFLOAT16_TOLERANCE
+    assert run(trainer(tmp_path / "single")).precision_error == 0.0
+    monkeypatch.setattr(forces, "BFLOAT16_TOLERANCE", 1e-6)
+    with pytest.raises(OtherNumbers, match='Set train.precision = "float32"'):
+        run(trainer(tmp_path / "refused", settings))
+
+
+def test_curves_for_tensorboard_are_refused_without_its_package(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtra, match=r"hpc-cg\[tensorboard\]"):
+        run(trainer(tmp_path, replace(SETTINGS, tensorboard=True)))
+
+
+def test_curves_are_written_for_tensorboard_too(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = replace(SETTINGS, tensorboard=True)
+    run(trainer(tmp_path, settings), stop_at=7)
+    run(trainer(tmp_path, settings))
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    found = {event.step: event.value for event in read.Scalars("residual")}
+    assert found == pytest.approx({row["step"]: row["residual"] for row in rows}, rel=1e-6)
+
+
+def test_settings_that_exclude_one_another_are_refused() -> None:
+    for wrong in ({"compile": True, "pairs": "compiled"}, {"accumulate": 300}, {"ema": 1.0}, {"schedule": "steps"}):
+        with pytest.raises(ValidationError):
+            TrainConfig(**wrong)
+
+
+def test_the_trainer_has_a_setting_for_every_word_of_the_stage_that_it_means() -> None:
+    """A word of the table that the trainer should hear and does not would do nothing."""
+    elsewhere = {"cutoff_nm", "n_rbf", "n_filters", "n_blocks", "terminal_widths", "torsion_order", "molecule"}
+    elsewhere |= {"memory_limit_gb", "streams", "shuffle_gb", "validation_frames", "prior_frames"}
+    assert set(TrainConfig.__dataclass_fields__) - elsewhere == set(Settings.__dataclass_fields__)
+
+
+def test_forces_that_torch_compile_changes_are_refused(tmp_path: Path, monkeypatch) -> None:
+    one = trainer(tmp_path, replace(SETTINGS, compile=True, filter_grid=64))
+    monkeypatch.setattr(torch, "compile", lambda way, **_: lambda x: 1.01 * way(x))
+    with pytest.raises(OtherNumbers, match="the same forces with train.compile"):
+        run(one)
+
+    def fails(way, **_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda way, **_: fails)
+    with pytest.raises(OtherNumbers, match="torch.compile failing.*no compiler here"):
+        run(one)
+
+
+COMPILE = """
+import sys, torch
+from dataclasses import replace
+from pathlib import Path
+from test_learning import SETTINGS, run, trainer
+compile = torch.compile
+torch.compile = lambda way, **options: compile(way, backend="aot_eager", **options)  # no minutes for C++
+settings = replace(SETTINGS, steps=2, filter_grid=64, pairs="torch")
+plain, quick = (trainer(Path(sys.argv[1]) / str(on), replace(settings, compile=on)) for on in (False, True))
+run(plain), run(quick)
+one, two = ([value.clone() for value in x.forcefield.state_dict().values()] for x in (plain, quick))
+start = list(trainer(Path(sys.argv[1]) / "start").forcefield.state_dict().values())
+apart, moved = (sum(float((x - y).square().sum()) for x, y in zip(one, z)) ** 0.5 for z in (two, start))
+assert quick.network_forces is not quick.way and apart < 0.01 * moved, (apart, moved)
+"""
+
+
+def test_a_step_that_torch_compile_makes_is_the_plain_one(tmp_path: Path) -> None:
+    """In a process of its own, without the checks of shapes that tests add, which torch.compile cannot read."""
+    here = Path(__file__).parent
+    found = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
+    environment = os.environ | {"PYTHONPATH": found, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    line = [sys.executable, "-c", COMPILE, str(tmp_path)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_compiled_pairs_are_used_where_they_can_be_and_said(tmp_path: Path) -> None:
+    from hpc_cg.forcefield import fused
+
+    settings = replace(SETTINGS, filter_grid=64)
+    found = {name: trainer(tmp_path, replace(settings, pairs=name)).way.pairs for name in ("auto", "torch")}
+    assert found == {"auto": "compiled" if fused.available() else "torch", "torch": "torch"}
