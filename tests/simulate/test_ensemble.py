@@ -154,3 +154,15 @@ def test_without_inertia_bonds_have_their_thermal_width_and_no_kinetic_temperatu
     assert record.quarantined == () and np.isnan(record.kinetic_temperature_K).all()
     bonds = np.linalg.norm(record.positions[5:, :, 1] - record.positions[5:, :, 0], axis=-1)
     assert bonds.var() == pytest.approx(kT(300.0) / ensemble.prior.bond_k[0], rel=0.25)
+
+
+def test_a_soft_bond_may_be_shorter_than_half_its_length_and_a_stiff_one_not(ensemble):
+    def limits_of(width: float, length: float = 0.4) -> tuple[float, float]:
+        k = np.full(5, kT(300.0) / width**2)
+        found = Limits.of(ensemble.system, replace(ensemble.prior, bond_k=k, bond_0=np.full(5, length)), 300.0)
+        return float(found.shortest[0]), float(found.longest[0])
+
+    assert limits_of(0.01) == pytest.approx((0.32, 0.48))
+    assert limits_of(0.03) == pytest.approx((0.2, 0.64))
+    assert limits_of(0.05) == pytest.approx((0.1, 0.8))
+    assert limits_of(0.1, 0.0)[1] == pytest.approx(0.6)  # a spring that is fitted to a centre of 0
