@@ -75,18 +75,19 @@ class PairDistances:
         groups, n_bins = pair_groups(system), len(EDGES)
         n_groups, (i, j) = len(groups.kinds), groups.pairs.T
         shortest, counts = np.full(n_groups, np.inf), np.zeros(n_groups * n_bins)
+        heavy = np.flatnonzero(weights > 0)
         frames_at_once = max(1, VALUES_AT_ONCE // max(1, len(i)))
-        for first in range(0, len(positions), frames_at_once):
-            part = slice(first, first + frames_at_once)
-            frames, weight = positions[part][weights[part] > 0], weights[part][weights[part] > 0]
-            lengths = np.linalg.norm(frames[:, j] - frames[:, i], axis=-1).astype(np.float64)
-            numbers = np.isfinite(lengths)
-            place = np.minimum(np.where(numbers, lengths, 0.0) * (n_bins - 1) / EDGES[-1], n_bins - 1).astype(np.int64)
-            flat = (place + n_bins * groups.group).ravel()
-            counts += np.bincount(flat, (numbers * weight[:, None]).ravel(), len(counts))
-            if len(frames):
-                np.minimum.at(shortest, groups.group, np.where(numbers, lengths, np.inf).min(axis=0))
-        return PairDistances(shortest, counts.reshape(n_groups, n_bins))
+        for first in range(0, len(heavy), frames_at_once):
+            part = heavy[first : first + frames_at_once]
+            x = np.ascontiguousarray(positions[part].transpose(2, 1, 0))  # whole rows of frames are gathered
+            lengths = np.sqrt(sum((axis[j] - axis[i]) ** 2 for axis in x))
+            np.minimum.at(shortest, groups.group, np.fmin.reduce(lengths, axis=1, initial=np.inf))
+            pair, frame = np.nonzero(lengths < EDGES[-1])  # never where a length is no number
+            place = (lengths[pair, frame] * ((n_bins - 1) / EDGES[-1])).astype(np.int64)
+            counts += np.bincount(place + n_bins * groups.group[pair], weights[part][frame], len(counts))
+        near = counts.reshape(n_groups, n_bins)
+        near[:, -1] = np.bincount(groups.group, minlength=n_groups) * weights[heavy].sum() - near.sum(axis=1)
+        return PairDistances(shortest, near)
 
     def __add__(self, other: "PairDistances") -> "PairDistances":
         return PairDistances(np.minimum(self.shortest, other.shortest), self.counts + other.counts)

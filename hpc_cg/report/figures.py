@@ -291,7 +291,7 @@ def failed_fit(evidence: Evidence) -> bytes:
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         for ax, floor in ((left, 0.0), (right, least)):
-            ax.stairs(np.maximum(density, floor), edges, baseline=floor, fill=True, color="#cfd4d8", label="frames")
+            ax.stairs(np.maximum(density, floor), edges, baseline=floor, fill=True, color=GREY, label="frames")
             if evidence.curve is not None:
                 values, curve = evidence.curve
                 ax.plot(values, curve / np.trapezoid(curve, values), color=WARNING, label="tried")
