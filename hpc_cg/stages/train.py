@@ -238,7 +238,9 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
         try:
             forcefield = build(study, feed, system).to(device)
         except FitFailed as error:
-            raise drawn(study, error, world.rank == 0) from error
+            told = drawn(study, error, world.rank == 0)
+            world.barrier()  # every process fails at the same place; the first to leave would end the one that draws
+            raise told from error
         if world.rank == 0:
             (study.run_folder / PICTURE).unlink(missing_ok=True)  # of an earlier try
         names = set(Settings.__dataclass_fields__)

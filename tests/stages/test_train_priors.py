@@ -1,5 +1,8 @@
 """What [train] says about priors reaches the model; a prior that cannot be fitted leaves a picture."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +46,16 @@ def test_settings_of_priors_reach_the_model(tmp_path: Path) -> None:
     assert best.torsion_cos[:, :8].all() and not best.torsion_cos[:, -1].any()
 
 
-def test_a_prior_that_cannot_be_fitted_is_drawn_beside_the_folder_and_the_error_names_the_file(tmp_path: Path) -> None:
-    archive = write_archive(tmp_path / "archive")
-    for path in archive.glob("*_coordinates.npy"):
+def broken_archive(folder: Path) -> None:
+    """The toy's archive, with frames in which a periodic box has cut the molecule, as it were."""
+    for path in write_archive(folder / "archive").glob("*_coordinates.npy"):
         positions = np.load(path)
-        positions[::50, :2] += 2.0  # as if a periodic box had cut the molecule
+        positions[::50, :2] += 2.0
         np.save(path, positions)
+
+
+def test_a_prior_that_cannot_be_fitted_is_drawn_beside_the_folder_and_the_error_names_the_file(tmp_path: Path) -> None:
+    broken_archive(tmp_path)
     with pytest.raises(errors.FitFailed, match=r"bond .*N-.*CA.*train-fit-failed\.png") as raised:
         trained(tmp_path)
     study = read_study(tmp_path / "study.toml")
@@ -60,3 +67,16 @@ def test_a_prior_that_cannot_be_fitted_is_drawn_beside_the_folder_and_the_error_
     write_archive(tmp_path / "archive")
     trained(tmp_path)
     assert not picture.exists()
+
+
+@pytest.mark.mpi
+def test_of_two_processes_that_fail_together_one_draws_before_they_leave(tmp_path: Path, mpiexec: Path) -> None:
+    broken_archive(tmp_path)
+    study = read_study(write_study(tmp_path, archive=False, train=FAST))
+    for stage in ("prepare", "kernel"):
+        assert run_stage(study, stage) == 0
+    line = [str(mpiexec), "-n", "2", sys.executable, "-m", "jobs", "train", str(study.path)]
+    environment = os.environ | {"MASTER_PORT": str(20000 + os.getpid() % 5000)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode != 0 and PICTURE in done.stdout + done.stderr
+    assert (study.run_folder / PICTURE).read_bytes().startswith(b"\x89PNG")
