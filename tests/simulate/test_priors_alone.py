@@ -16,7 +16,7 @@ from hpc_cg.forcefield.coordinates import (
     torsions_of,
 )
 from hpc_cg.forcefield.priors import Prior
-from hpc_cg.simulate.langevin import baoab, init, step
+from hpc_cg.simulate.langevin import Dynamics, baoab, init, step
 
 TEMPERATURE_K = 300.0
 CHAIN = bead_system("abcde", range(5), [12.0] * 5, [(i, i + 1) for i in range(4)])
@@ -55,8 +55,9 @@ def drawn(n_frames: int) -> np.ndarray:
 def simulated(system: BeadSystem, prior: PriorParameters, frames: np.ndarray, n_steps: int) -> np.ndarray:
     """Frames of replicas that start from the frames given and feel the priors alone, every 50 steps."""
     alone, replicas = Prior(system, prior), range(len(frames))
-    state = init(torch.tensor(frames, dtype=torch.float32), alone, system.masses, TEMPERATURE_K, 1, replicas)
-    numbers = baoab(system.masses, 0.006, 5.0, TEMPERATURE_K, state.positions)
+    moves = Dynamics(system.masses, 0.006, 5.0, TEMPERATURE_K, seed=1)
+    state = init(torch.tensor(frames, dtype=torch.float32), alone, moves, replicas)
+    numbers = baoab(moves, state.positions)
     generator = torch.Generator().manual_seed(3)
     kept = []
     with torch.inference_mode():
