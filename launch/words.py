@@ -59,6 +59,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(("ns",), after="ns"),
         Figure(("diverged", "mirrored"), after="lost"),
         Figure(("replica_steps_per_s_and_process",), after="replica-steps/s each"),
+        Figure(("engine",), "engine"),
     ),
     "aggregate": (Figure(("JS",), "JS"), Figure(("PMF error (kT)",), "PMF error", "kT")),
 }

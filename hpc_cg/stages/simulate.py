@@ -1,6 +1,6 @@
 """Stage simulate: Langevin dynamics of many replicas with the newest checkpoint, block by block.
 
-Replicas are simulated in groups of fixed size, each a dense batch; the groups are what the team divides. A replica's
+Replicas are simulated in groups of fixed size; the groups are what the team divides. A replica's
 start, velocities and noise are keyed by its own number, so it does not matter who simulates which group.
 """
 
@@ -37,7 +37,7 @@ class SimulateConfig:
     time_ps          simulated time of each replica
     save_ps          time between saved frames
     block_ps         time between seals; about this much is lost by a kill
-    group_size       replicas in one dense batch
+    group_size       replicas that one process simulates side by side
     temperature_K    left out: that of the study, which is the only one the model is right for
     temperatures_K   of replica exchange: the rungs of every ladder, rising, that of the study among them; empty for one
                      temperature. Replicas follow one another up the ladders, and all count in n_replicas

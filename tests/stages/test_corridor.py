@@ -57,6 +57,13 @@ def test_the_report_is_one_file_that_fetches_nothing(whole: Study) -> None:
     assert {"frames", "force error", "PMF error", "bond error", "simulation rate", "replicas lost"} <= set(labels)
 
 
+def test_the_simulation_names_its_engine_and_the_error_of_its_tables(whole: Study) -> None:
+    told = read_json(whole.folder("simulate") / "engine.json")
+    assert told["engine"] in ("compiled", "torch") and told["device"] in ("cpu", "cuda")
+    assert 0 < told["table_error"] < 1e-3
+    assert read_seal(whole.folder("simulate")).summary["engine"] == told["engine"]
+
+
 def test_what_cannot_be_judged_is_said_in_the_report(whole: Study) -> None:
     """The toy never leaves one basin, so nothing can be integrated along ψ."""
     left_out = read_json(whole.folder("aggregate") / "estimates.json")["left_out"]
