@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import torch
 from measure import (
     DEVICE,
     MOLECULES,
     TEMPERATURE_K,
+    Clock,
     Molecule,
     chain,
     machine,
@@ -63,13 +65,25 @@ def dynamics(molecule: Molecule) -> Dynamics:
     return Dynamics((12.0,) * len(molecule.beads), 0.002, 1.0, TEMPERATURE_K, 1)
 
 
-def rate(molecule: Molecule, engine: Engine, n_replicas: int, clock: Callable[[], float], least: int) -> float:
-    """Replica-steps per second of calls of ``least`` steps or more."""
+def stepper(molecule: Molecule, engine: Engine, n_replicas: int, least: int) -> tuple[Callable[[], object], int]:
+    """A call that makes ``least`` steps or more, and how many replica-steps that are."""
     ids = range(n_replicas)
     start = init(torch.from_numpy(molecule.positions(n_replicas)).to(DEVICE), engine.evaluate, dynamics(molecule), ids)
     n_steps = max(least, min(SAVE_EVERY, BEADS_AT_ONCE // (len(molecule.beads) * n_replicas)))
-    time_s = seconds(lambda: engine.advance(start, n_steps, ids), at_most_s=1.0, clock=clock)
-    return n_replicas * n_steps / time_s
+    return lambda: engine.advance(start, n_steps, ids), n_replicas * n_steps
+
+
+def rate(molecule: Molecule, engine: Engine, n_replicas: int, clock: Clock, least: int) -> float:
+    """Replica-steps per second."""
+    work, steps = stepper(molecule, engine, n_replicas, least)
+    return steps / seconds(work, at_most_s=1.0, clock=clock)
+
+
+def gain(molecule: Molecule, one: Engine, many: Engine, n_replicas: int) -> tuple[float, float]:
+    """Replica-steps per second of ``many``, and how much quicker than ``one``, by turns, on the wall clock."""
+    (alone, steps), (together, _) = (stepper(molecule, engine, n_replicas, 5) for engine in (one, many))
+    times = [(seconds(alone, repeats=1, at_most_s=0.0), seconds(together, repeats=1, at_most_s=0.0)) for _ in range(4)]
+    return steps / median(b for _, b in times), median(a / b for a, b in times)
 
 
 def compiled_flops(molecule: Molecule) -> float:
@@ -87,14 +101,14 @@ def compiled_flops(molecule: Molecule) -> float:
 
 def cpu_row(molecule: Molecule, n_replicas: int, cores: int, mlcg: Path | None) -> list[str]:
     forcefield, moves = molecule.forcefield(), dynamics(molecule)
+    single, all_cores = (CompiledEngine(forcefield, moves, n_threads=n) for n in (1, cores))
     peak = peak_flops(time.process_time, repeats=3)
-    one = rate(molecule, CompiledEngine(forcefield, moves, n_threads=1), n_replicas, time.process_time, 5)
+    one = rate(molecule, single, n_replicas, time.process_time, 5)
     peak = 0.5 * (peak + peak_flops(time.process_time, repeats=3))
-    single = rate(molecule, CompiledEngine(forcefield, moves, n_threads=1), n_replicas, time.perf_counter, 5)
-    many = rate(molecule, CompiledEngine(forcefield, moves, n_threads=cores), n_replicas, time.perf_counter, 5)
+    many, times_quicker = gain(molecule, single, all_cores, n_replicas)
     torch_rate = rate(molecule, TorchEngine(forcefield, moves), min(n_replicas, MOST_IN_TORCH), time.process_time, 1)
     cells = [f"{molecule.name}, {n_replicas} replicas", f"{one:,.0f}", f"{one * compiled_flops(molecule) / peak:.0%}"]
-    cells += [f"{many:,.0f}", f"{many / single:.2f}", f"{torch_rate:,.0f}", f"{one / torch_rate:.1f}"]
+    cells += [f"{many:,.0f}", f"{times_quicker:.2f}", f"{torch_rate:,.0f}", f"{one / torch_rate:.1f}"]
     if mlcg is not None:
         peer = n_replicas / seconds(mlcg_forces(mlcg, molecule, n_replicas), at_most_s=0.6, clock=time.process_time)
         return [*cells, f"{peer:,.0f}", f"{one / peer:.1f}"]

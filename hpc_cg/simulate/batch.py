@@ -126,7 +126,7 @@ class Batch:
         """A batch with tensors of its own."""
         parts = (state.positions, state.velocities, state.forces, state.energies)
         positions, velocities, forces, energies = (part.clone() for part in parts)
-        step = torch.tensor(state.step, device=ids.device)
+        step = torch.full((), state.step, device=ids.device)
         return Batch(positions, velocities, forces, energies, step, ids.clone(), heat.clone())
 
     def take(self, other: "Batch") -> None:

@@ -732,6 +732,7 @@ int engine_run(const Engine *e, int n_replicas, int tile, int n_threads, const i
   Dynamics d = {inertia, drift, decay, kick_of, spread, {key[0], key[1]}};
   int n_tiles = (n_replicas + tile - 1) / tile, failed = 0;
   long stride = 3L * e->n;
+  n_threads = n_threads < n_tiles ? n_threads : n_tiles;
 #pragma omp parallel for num_threads(n_threads) schedule(dynamic) reduction(| : failed) if (n_threads > 1)
   for (int place = 0; place < n_tiles; place++) {
     int first = (int)((long)n_replicas * place / n_tiles), stop = (int)((long)n_replicas * (place + 1) / n_tiles);
