@@ -148,8 +148,10 @@ static void multiply(int rows, int depth, int columns, const float *a, long lda,
     for (int chunk = 0; chunk < chunks; chunk++) {
       int first = rows * chunk / chunks, n = rows * (chunk + 1) / chunks - first;
       const float *starts[TILE_ROWS];
-      for (int r = 0; r < n; r++)
-        starts[r] = !start ? NOTHING : (period ? start + (long)((first + r) % period) * columns : start + (first + r) * ldo) + column;
+      for (int r = 0; r < n; r++) {
+        long row = period ? (long)((first + r) % period) * columns : (first + r) * ldo;
+        starts[r] = start ? start + row + column : NOTHING;
+      }
       TILES[n](depth, a + first * lda, lda, w + (long)column * depth, out + first * ldo + column, ldo, starts);
     }
 }
@@ -432,7 +434,8 @@ static void angles(const Engine *e, Replica *replica) {
   const float *k = e->prior.angle_k, *rest = e->prior.angle_0;
   float gradient[9 * n + 1], energy[n + 1];
   for (int term = 0; term < n; term++) {
-    Arrow a = between(replica->x, padded, centre[term], i[term]), b = between(replica->x, padded, centre[term], j[term]);
+    Arrow a = between(replica->x, padded, centre[term], i[term]);
+    Arrow b = between(replica->x, padded, centre[term], j[term]);
     float size_a = length(a), size_b = length(b);
     Arrow u = scaled(1.0f / size_a, a), w = scaled(1.0f / size_b, b);
     float off = dot(u, w) - rest[term], slope = k[term] * off;
@@ -480,7 +483,8 @@ static void torsions(const Engine *e, Replica *replica) {
     float scale = 1.0f / sqrtf(m2) / sqrtf(o2), cosine = dot(m, o) * scale, sine = axis * dot(b1, o) * scale;
     float value = 0.0f, slope = 0.0f, c = cosine, s = sine;
     for (int multiple = 0; multiple < order; multiple++) {
-      float a = e->prior.sine[multiple * n + term], b = e->prior.cosine[multiple * n + term], next = c * cosine - s * sine;
+      float a = e->prior.sine[multiple * n + term], b = e->prior.cosine[multiple * n + term];
+      float next = c * cosine - s * sine;
       value += a * s + b * c;
       slope += (float)(multiple + 1) * (a * c - b * s);
       s = s * cosine + c * sine;
@@ -533,7 +537,8 @@ static void evaluate(const Engine *e, Tile *t) {
   long ldx = state;
   for (int l = 0; l < e->n_hidden; l++) {
     const Layer *layer = e->hidden + l;
-    multiply(rows, layer->in, layer->out, below, ldx, layer->weight, t->hidden[l], layer->out, layer->constant, layer->rows);
+    multiply(rows, layer->in, layer->out, below, ldx, layer->weight, t->hidden[l], layer->out, layer->constant,
+             layer->rows);
     activate(rows, layer->out, t->hidden[l], layer->out);
     below = t->hidden[l], ldx = layer->out;
   }

@@ -16,6 +16,7 @@ from toy import write_study
 from hpc_cg import errors
 from hpc_cg.files import read_json
 from hpc_cg.stages.product import State, read_seal
+from hpc_cg.stages.progress import read_progress
 from hpc_cg.stages.study import Study, read_study
 from jobs.run import run_stage
 
@@ -167,6 +168,25 @@ def test_no_kernel_trains_on_the_mapped_forces(tmp_path: Path) -> None:
     run_all(study)
     found = read_json(study.folder("aggregate") / "estimates.json")["estimates"]
     assert {row["against"] for row in found} == {"clean"}
+
+
+def test_a_block_that_cannot_be_written_fails_the_stage_and_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = read_study(write_study(tmp_path))
+    run_all(study, "prepare", "kernel", "train")
+
+    def full(folder: Path, group: int, block: int, record: object) -> None:
+        raise errors.DiskFull("writing a block", "no space left on that disk", "free space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hpc_cg.simulate.recorder.write_block", full)
+        with pytest.raises(errors.DiskFull):
+            run_stage(study, "simulate")
+    assert study.done("simulate") == (0, 4, "blocks")
+    assert read_progress(study.folder("simulate")).done == 0
+    run_all(study, "simulate")
+    assert study.state("simulate") == State.SEALED
 
 
 def test_too_many_lost_replicas_fail_the_stage_and_name_the_first(tmp_path: Path) -> None:
