@@ -58,6 +58,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(("replicas",), after="replicas"),
         Figure(("ns",), after="ns"),
         Figure(("diverged", "mirrored"), after="lost"),
+        Figure(("swaps_accepted",), after="of swaps accepted"),
         Figure(("replica_steps_per_s_and_process",), after="replica-steps/s each"),
         Figure(("engine",), "engine"),
     ),

@@ -1,5 +1,6 @@
 """A study whose replicas trade temperatures: what is judged and exported was at the study's temperature."""
 
+import shutil
 from pathlib import Path
 
 import mdtraj
@@ -10,8 +11,11 @@ from toy import write_study
 
 from hpc_cg import errors
 from hpc_cg.files import read_json
+from hpc_cg.share import Alone
+from hpc_cg.simulate.recorder import read_block
 from hpc_cg.stages import simulate
 from hpc_cg.stages.product import read_seal
+from hpc_cg.stages.progress import Heartbeat
 from hpc_cg.stages.study import Study, read_study
 from jobs.run import run_stage
 
@@ -62,6 +66,20 @@ def test_the_report_tells_how_often_each_pair_trades(study: Study) -> None:
     summary = read_seal(study.folder("simulate")).summary
     assert summary["round_trips"] == sum(swaps["round_trips"])
     assert summary["swaps_accepted"] == pytest.approx(swaps["accepted"][0] / 80)
+
+
+def test_a_run_that_was_interrupted_trades_on_where_it_stood(study: Study, tmp_path: Path) -> None:
+    shutil.copytree(study.root, tmp_path / "again")
+    again = read_study(tmp_path / "again" / study.path.name)
+    blocks = again.folder("simulate") / "blocks"
+    for path in blocks.glob("*-block-00001.npz"):
+        path.unlink()
+    simulate.work_on(again, simulate.pending(again), Alone(), Heartbeat(again.folder("simulate"), 0))
+    for group in (0, 1):
+        one, other = (read_block(s.folder("simulate") / "blocks", group, 1) for s in (study, again))
+        assert np.array_equal(one.rungs, other.rungs) and np.array_equal(one.state_rungs, other.state_rungs)
+        assert np.array_equal(one.positions, other.positions)
+        assert np.array_equal(one.state_velocities, other.state_velocities)
 
 
 @pytest.mark.parametrize(
