@@ -133,12 +133,12 @@ def test_graphs_on_a_gpu_make_the_steps_of_the_cpu_and_repeat_them_bit_for_bit(a
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     moves, positions = dynamics(alanine), torch.tensor(frames[:8]).float()
-    ends = []
+    ends, heat = [], np.linspace(0.9, 1.4, 8)
     for device, n_steps in (("cpu", (25,)), ("cuda", (25,)), ("cuda", (10, 15))):
         moving = TorchEngine(forcefield, moves, device, batch=3)
         state = init(positions.to(device), moving.evaluate, moves, range(8))
         for n in n_steps:
-            state = moving.advance(state, n, range(8))
+            state = moving.advance(state, n, range(8), heat)
         ends.append(state.positions.cpu())
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-4)
     assert torch.equal(ends[1], ends[2])
