@@ -23,7 +23,7 @@ def open_board(folder: Path, first_step: int) -> Any:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
 
-def write_row(board: Any, row: Mapping[str, float]) -> None:
+def write_row(board: Any, row: Mapping[str, Any]) -> None:
     """Add a row of the learning curves."""
     for name, value in row.items():
         if name != "step":

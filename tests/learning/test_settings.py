@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,10 @@ from hpc_cg.learning.distributed import World
 from hpc_cg.learning.loop import Trainer
 from hpc_cg.learning.settings import Settings
 from hpc_cg.stages.train import TrainConfig
+
+HERE = Path(__file__).parent
+PATH = os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parents[1])))
+"""Where a process of its own finds this file, and what it imports."""
 
 EVERYTHING = replace(
     SETTINGS,
@@ -65,6 +70,40 @@ def test_a_resumed_training_equals_an_uninterrupted_one_with_every_setting(tmp_p
         assert torch.equal(one.average[name], two.average[name]) and torch.equal(one.best[name], two.best[name])
     assert one.cursor["progress"] == two.cursor["progress"]
     assert (tmp_path / "whole/curves.jsonl").read_bytes() == (tmp_path / "parts/curves.jsonl").read_bytes()
+
+
+RESUME = """
+import sys
+from pathlib import Path
+from test_learning import feed, forcefield, labels, run
+from test_settings import EVERYTHING
+from hpc_cg.learning.distributed import join
+from hpc_cg.learning.loop import Trainer
+world = join(int(sys.argv[2]), 2, "127.0.0.1", int(sys.argv[3]))
+source = labels()
+one = Trainer(forcefield(source), feed(source, EVERYTHING, world), EVERYTHING, world, Path(sys.argv[1]))
+assert run(one).finished
+world.close()
+"""
+
+
+def test_a_training_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", EVERYTHING)
+    run(whole)
+    run(trainer(tmp_path / "parts", EVERYTHING), stop_at=5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    lines = [[sys.executable, "-c", RESUME, str(tmp_path / "parts"), rank, port] for rank in "01"]
+    started = [subprocess.Popen(line, env=os.environ | {"PYTHONPATH": PATH}) for line in lines]
+    assert [process.wait(300) for process in started] == [0, 0]
+    one, two = (checkpoint.newest(tmp_path / name) for name in ("whole", "parts"))
+    assert one.step == two.step == EVERYTHING.steps
+    same = ("best_step", "waited", "idle", "reductions")
+    assert [one.cursor["progress"][x] for x in same] == [two.cursor["progress"][x] for x in same]
+    for first, second in ((one.model, two.model), (one.average, two.average), (one.best, two.best)):
+        a, b = (torch.cat([value.flatten() for value in weights.values()]) for weights in (first, second))
+        assert (a - b).norm() < 1e-2 * a.norm()
 
 
 def test_the_average_is_what_is_judged_and_simulated_and_the_weights_go_on(tmp_path: Path) -> None:
@@ -233,9 +272,7 @@ assert quick.network_forces is not quick.way and apart < 0.01 * moved, (apart, m
 
 def test_a_step_that_torch_compile_makes_is_the_plain_one(tmp_path: Path) -> None:
     """In a process of its own, without the checks of shapes that tests add, which torch.compile cannot read."""
-    here = Path(__file__).parent
-    found = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
-    environment = os.environ | {"PYTHONPATH": found, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    environment = os.environ | {"PYTHONPATH": PATH, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     line = [sys.executable, "-c", COMPILE, str(tmp_path)]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
