@@ -4,14 +4,27 @@
 
 For symmetric W, d gather(W, x) = gather(dW, x) + gather(W, dx), and g . gather(W, x) = couple(g, x) . W: so
 either has a gradient made of the other, to any order. On a CPU they run pair by pair, in place, because a row
-then stays in cache; on an accelerator all pairs go at once, because every call has a price.
+then stays in cache; where a row is short, with all later beads at once, and on an accelerator all pairs at once,
+because every call has a price.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+SHORT_ROW = 16_384
+"""Numbers of a row (frame feature) below which a CPU takes all later beads of a bead at once."""
+
+
+def later_pairs(n_beads: int) -> list[slice]:
+    """The places of the pairs (i, j > i), for each bead i: they follow one another."""
+    ends = [0]
+    for i in range(n_beads):
+        ends.append(ends[-1] + n_beads - 1 - i)
+    return [slice(first, last) for first, last in pairwise(ends)]
 
 
 def all_pairs(n_beads: int) -> list[tuple[int, int]]:
@@ -41,6 +54,11 @@ class _Gather(torch.autograd.Function):
         if x.device.type != "cpu":
             first, second = torch.triu_indices(len(x), len(x), 1, device=x.device)
             return received.index_add_(0, first, kernel * x[second]).index_add_(0, second, kernel * x[first])
+        if x[0].numel() < SHORT_ROW:
+            for i, places in enumerate(later_pairs(len(x))):
+                received[i] += (kernel[places] * x[i + 1 :]).sum(0)
+                received[i + 1 :].addcmul_(kernel[places], x[i])
+            return received
         for place, (i, j) in enumerate(all_pairs(len(x))):
             received[i].addcmul_(kernel[place], x[j])
             received[j].addcmul_(kernel[place], x[i])
@@ -65,6 +83,10 @@ class _Couple(torch.autograd.Function):
             return torch.addcmul(a[first] * b[second], a[second], b[first])
         pairs = all_pairs(len(a))
         products = a.new_empty(len(pairs), *a.shape[1:])
+        if a[0].numel() < SHORT_ROW:
+            for i, places in enumerate(later_pairs(len(a))):
+                torch.mul(a[i + 1 :], b[i], out=products[places]).addcmul_(a[i], b[i + 1 :])
+            return products
         for place, (i, j) in enumerate(pairs):
             torch.mul(a[i], b[j], out=products[place]).addcmul_(a[j], b[i])
         return products

@@ -1,5 +1,6 @@
 import torch
 
+from hpc_cg.forcefield import pairs
 from hpc_cg.forcefield.pairs import all_pairs, couple, gather
 
 
@@ -21,6 +22,14 @@ def test_couple_is_the_symmetric_product():
     found = couple(a, b)
     for place, (i, j) in enumerate(all_pairs(4)):
         assert torch.allclose(found[place], a[i] * b[j] + a[j] * b[i])
+
+
+def test_long_and_short_rows_give_the_same(monkeypatch):
+    kernel, x, y = numbers(10, 2, 3, seed=0), numbers(5, 2, 3, seed=1), numbers(5, 2, 3, seed=2)
+    short = gather(kernel, x), couple(x, y)
+    monkeypatch.setattr(pairs, "SHORT_ROW", 0)
+    for one, two in zip(short, (gather(kernel, x), couple(x, y)), strict=True):
+        assert torch.allclose(one, two)
 
 
 def test_gradients_are_right_to_second_order():
