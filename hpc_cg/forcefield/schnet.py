@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hpc_cg.forcefield.fused import FusedConvolution
@@ -155,8 +155,24 @@ class Block(nn.Module):
         return Filter(value * envelope.value, slope * envelope.value + value * envelope.slope)
 
 
+class Beads(NamedTuple):
+    """What a batch begins with.
+
+    features     first features of the beads (bead, frame or 1, feature)
+    difference   of the positions of the two beads of each pair, as a matrix
+    present      which beads there are; None where all are
+    """
+
+    features: Tensor
+    difference: Float[Tensor, "pair bead"]
+    present: Bool[Tensor, "bead frame"] | None
+
+
 class SchNet(nn.Module):
-    """The network of one bead system, over all its pairs at once (meant for up to about a hundred beads)."""
+    """The network of one bead system, over all its pairs at once (meant for up to about a hundred beads).
+
+    ``padded`` takes batches of several molecules, whose bead types are all among ``types``.
+    """
 
     difference: Tensor
     types: Tensor
@@ -206,18 +222,56 @@ class SchNet(nn.Module):
         """
         return self.predict(positions, partial(self.convolutions, grid=grid), half)
 
-    def predict(self, positions: Float[Tensor, "frame bead 3"], convolve: Convolve, half: bool = False) -> Prediction:
-        """Energy and forces by the convolutions that ``convolve`` makes of all pairs' distances."""
+    def padded(
+        self,
+        positions: Float[Tensor, "frame bead 3"],
+        types: Int[Tensor, "frame bead"],
+        grid: Grid | None = None,
+        half: bool = False,
+    ) -> Prediction:
+        """The same for frames of different molecules in one batch, whose types are rows of the embedding.
+
+        types   -1 where a frame has no bead: there positions may be anything, and forces are zero
+        """
+        return self.predict(positions, partial(self.convolutions, grid=grid), half, types)
+
+    def predict(
+        self,
+        positions: Float[Tensor, "frame bead 3"],
+        convolve: Convolve,
+        half: bool = False,
+        types: Int[Tensor, "frame bead"] | None = None,
+    ) -> Prediction:
+        """Energy and forces by the convolutions that ``convolve`` makes of all pairs' distances.
+
+        types   of the beads of every frame, as for ``padded``; None for those of the system
+        """
+        x, difference, present = self._beads() if types is None else self._padded_beads(types)
+        if present is not None:
+            positions = torch.where(present.T[..., None], positions, 0.0)
         n_frames, n_beads, _ = positions.shape
         flat = positions.transpose(0, 1).reshape(n_beads, -1)
-        vectors = (self.difference @ flat).view(-1, n_frames, 3)
+        vectors = (difference @ flat).view(-1, n_frames, 3)
         distances = vectors.square().sum(-1).clamp_min(TINY**2).sqrt()
+        if present is not None:
+            both = present.to(difference.dtype).T @ difference.abs().T > 1.5
+            distances = torch.where(both.T, distances, 2.0 * self.config.cutoff_nm)
         convolutions = convolve(distances)
         with torch.autocast(positions.device.type, torch.bfloat16) if half else nullcontext():
-            energy, slope = self.radial(convolutions)
+            energy, slope = self.radial(convolutions, x, present)
         along = (slope / distances)[..., None] * vectors
-        forces = -(self.difference.T @ along.view(len(along), -1)).view(n_beads, n_frames, 3)
+        forces = -(difference.T @ along.view(len(along), -1)).view(n_beads, n_frames, 3)
         return Prediction(energy, forces.transpose(0, 1))
+
+    def _beads(self) -> Beads:
+        return Beads(self.embedding(self.types)[:, None], self.difference, None)
+
+    def _padded_beads(self, types: Int[Tensor, "frame bead"]) -> Beads:
+        n_beads = types.shape[1]
+        first, second = torch.triu_indices(n_beads, n_beads, 1, device=types.device)
+        one_hot = torch.eye(n_beads, device=types.device, dtype=self.difference.dtype)
+        features = self.embedding(types.T.clamp_min(0))
+        return Beads(features, one_hot[second] - one_hot[first], (types >= 0).T)
 
     def filters(self, distances: Float[Tensor, "pair frame"]) -> list[Filter]:
         """The filter of every block at the distances (nm)."""
@@ -234,16 +288,20 @@ class SchNet(nn.Module):
             return [FusedConvolution(rows, places, step) for rows in tables]
         return [DenseConvolution(*interpolate(rows, places, step)) for rows in tables]
 
-    def radial(self, convolutions: Sequence[Convolution]) -> tuple[Float[Tensor, "frame"], Float[Tensor, "pair frame"]]:
-        """Energy (kJ/mol) and its derivative by every pair's distance (kJ/mol/nm)."""
-        x = self.embedding(self.types)[:, None]
+    def radial(
+        self, convolutions: Sequence[Convolution], x: Tensor, present: Bool[Tensor, "bead frame"] | None = None
+    ) -> tuple[Float[Tensor, "frame"], Float[Tensor, "pair frame"]]:
+        """Energy (kJ/mol) and its derivative by every pair's distance (kJ/mol/nm), from the first features x.
+
+        present   which beads have an energy; None where all have
+        """
         trace = []
         for block, convolution in zip(self.blocks, convolutions, strict=True):
             sent = block.inward(x)
             active = torch.tanh(block.mix(convolution.receive(sent)))
             x = x + block.outward(active)
             trace.append((sent, active))
-        energy, back = self._read(x)
+        energy, back = self._read(x, present)
         slopes = []
         for place in reversed(range(len(self.blocks))):
             block, (sent, active) = self.blocks[place], trace[place]
@@ -254,15 +312,17 @@ class SchNet(nn.Module):
                 back = back + received @ block.inward.weight
         return energy, sum(slopes[1:], slopes[0])
 
-    def _read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, x: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """Energy (frame), and its derivative by the features x (bead frame feature)."""
         hidden: list[Tensor] = []
         for layer in self.readout:
             x = torch.tanh(layer(x))
             hidden.append(x)
         unit = self.config.energy_unit
-        energy = unit * self.last(x)[..., 0].to(self.last.weight.dtype).sum(0)
+        energies = unit * self.last(x)[..., 0].to(self.last.weight.dtype)
+        if present is not None:
+            energies = torch.where(present, energies, 0.0)
         back = (unit * self.last.weight).expand_as(x)
         for layer, x in zip(reversed(self.readout), reversed(hidden), strict=True):
             back = through_tanh(back, x) @ layer.weight
-        return energy, back
+        return energies.sum(0), back
