@@ -117,7 +117,7 @@ def mlcg_step(path: Path, molecule: Molecule, positions: Tensor) -> Callable[[],
 
 def ways_to_forces(network: SchNet) -> list[Callable[[Tensor], Tensor]]:
     """Compiled pairs on a grid (tensor operations where there is no compiler), tensor operations, exact, and twice."""
-    knots, on_cpu = TrainConfig().filter_grid, DEVICE.type == "cpu"
+    knots, on_cpu = TrainConfig(n_rbf=network.config.n_rbf).n_intervals, DEVICE.type == "cpu"
     grids = [Grid(knots, on_cpu and fused.available(), not on_cpu), Grid(knots, False, not on_cpu), None]
     written = [lambda x, grid=grid: network(x, grid).forces for grid in grids]
     return [*written, lambda x: differentiated_forces(network, x)]

@@ -254,8 +254,8 @@ class SchNet(nn.Module):
         vectors = (difference @ flat).view(-1, n_frames, 3)
         distances = vectors.square().sum(-1).clamp_min(TINY**2).sqrt()
         if present is not None:
-            both = present.to(difference.dtype).T @ difference.abs().T > 1.5
-            distances = torch.where(both.T, distances, 2.0 * self.config.cutoff_nm)
+            both = difference.abs() @ present.to(difference.dtype) > 1.5  # 2 where a pair has both of its beads
+            distances = torch.where(both, distances, 2.0 * self.config.cutoff_nm)
         convolutions = convolve(distances)
         with torch.autocast(positions.device.type, torch.bfloat16) if half else nullcontext():
             energy, slope = self.radial(convolutions, x, present)

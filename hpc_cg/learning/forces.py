@@ -21,7 +21,7 @@ BFLOAT16_TOLERANCE = 0.02
 """Rms difference of forces in bfloat16 from those in float32, over their rms."""
 
 COMPILE_TOLERANCE = 1e-4
-"""The same for what torch.compile makes, of forces and of gradients."""
+"""The same for what torch.compile makes in float32, of forces and of gradients."""
 
 CHECKED = 256
 """Held-out frames of each process that forces are compared on."""
@@ -100,9 +100,10 @@ def compiled_by_torch(way: Way, sample: Labelled) -> Callable[[Tensor], Tensor]:
             f"torch.compile failing ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
             "set train.compile = false, or install a C++ compiler",
         ) from error
+    tolerance = BFLOAT16_TOLERANCE if way.half else COMPILE_TOLERANCE
     for what, one, two in (("forces", found, wanted), ("gradients", other, gradient)):
         difference = float((one - two).norm() / two.norm())
-        if not difference <= COMPILE_TOLERANCE:
+        if not difference <= tolerance:
             raise OtherNumbers(
                 f"the same {what} with train.compile",
                 f"a relative difference of {difference:.1e}",

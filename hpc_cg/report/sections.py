@@ -126,7 +126,7 @@ def forces(
     return Section("Forces", text=text, tables=tuple(tables), figures=tuple(pictures))
 
 
-def training(curves: Sequence[Mapping[str, float]], errors: Mapping[str, float]) -> Section:
+def training(curves: Sequence[Mapping[str, float]], errors: Mapping[str, Any]) -> Section:
     """Learning curves with the noise floor, and the errors on held-out frames at the end."""
 
     def column(name: str) -> np.ndarray:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 STREAMS = 16
 PICTURE = "train-fit-failed.png"
 """In the folder of the run: the histogram that no prior could be fitted to."""
+INTERVALS, FEWEST_INTERVALS = 16, 512
+"""Of the grid for filters: for each radial function, and at least. Forces then err by less than 1e-4 of their rms."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -44,7 +46,8 @@ class TrainConfig:
     decoy_every        every so many frames get a copy displaced by decoy_nm, without delta force; 0 for none
     tensorboard        whether to write the learning curves for TensorBoard too
     weight_decay       of AdamW
-    filter_grid        intervals of the grid that filters are interpolated on in training; 0 for the filters themselves
+    filter_grid        intervals of the grid that filters are interpolated on in training; "auto" for INTERVALS for each
+                       radial function, but not too few; 0 for the filters themselves
     pairs              who sums over pairs on a grid: "compiled" code (CPU), "torch", or "auto" for the first that works
     torsion_order      of the torsion priors' Fourier series; 0 for no torsions
     torsion_degree     "fixed": every torsion has that order. "best": each has the best up to it, by Akaike's criterion
@@ -81,7 +84,7 @@ class TrainConfig:
     n_blocks: int = Field(default=2, ge=1)
     terminal_widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128,), min_length=1)
     torsion_order: int = Field(default=8, ge=0, le=30)
-    filter_grid: int = Field(default=2048, ge=0, le=1_000_000)
+    filter_grid: Annotated[int, Field(ge=0, le=1_000_000)] | Literal["auto"] = "auto"
     pairs: Literal["auto", "compiled", "torch"] = "auto"
     torsion_degree: Literal["fixed", "best"] = "fixed"
     priors_per: Literal["term", "type"] = "term"
@@ -134,6 +137,11 @@ class TrainConfig:
     def every(self) -> int:
         """Of so many frames to train on, one is used."""
         return round(1 / self.fraction)
+
+    @property
+    def n_intervals(self) -> int:
+        """Intervals of the grid for filters; 0 for none."""
+        return max(FEWEST_INTERVALS, INTERVALS * self.n_rbf) if self.filter_grid == "auto" else self.filter_grid
 
     @property
     def n_streams(self) -> int:
@@ -244,7 +252,8 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
         if world.rank == 0:
             (study.run_folder / PICTURE).unlink(missing_ok=True)  # of an earlier try
         names = set(Settings.__dataclass_fields__)
-        settings = Settings(**{name: value for name, value in asdict(config).items() if name in names})
+        found = asdict(config) | {"filter_grid": config.n_intervals}
+        settings = Settings(**{name: value for name, value in found.items() if name in names})
         trainer = Trainer(forcefield, feed, settings, world, folder)
         outcome = trainer.run(
             report=lambda step, note: progress(
