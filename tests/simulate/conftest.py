@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from engines import biased, dynamics, make_engine
 
 from hpc_cg.beads import BeadSystem, bead_system
-from hpc_cg.errors import NoCompiler
 from hpc_cg.forcefield.coordinates import CoordinateMoments, PriorParameters, fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
-from hpc_cg.simulate.engine import Engine, engine
+from hpc_cg.simulate.engine import Engine
 from hpc_cg.simulate.ensemble import BlockResult, Limits, run_block
 from hpc_cg.simulate.exchange import Exchange
-from hpc_cg.simulate.langevin import Dynamics, EnsembleState, init
+from hpc_cg.simulate.langevin import EnsembleState, init
 from hpc_cg.simulate.recorder import Quarantine
 
 PLACES = (
@@ -25,7 +25,6 @@ PLACES = (
     (0.34, 0.13, 0.06),
     (0.42, 0.24, 0.05),
 )
-SEED = 11
 
 
 @dataclass(frozen=True)
@@ -69,21 +68,6 @@ class Ensemble:
         )
 
 
-def dynamics(
-    system: BeadSystem, timestep_ps: float = 0.002, friction_per_ps: float = 1.0, integrator: str = "baoab"
-) -> Dynamics:
-    """Of the tests: 300 K and one seed."""
-    return Dynamics(system.masses, timestep_ps, friction_per_ps, 300.0, SEED, integrator)
-
-
-def make_engine(name: str, forcefield: ForceField, moves: Dynamics) -> Engine:
-    """The engine of that name; skips where there is no compiler for it."""
-    try:
-        return engine(name, forcefield, moves)
-    except NoCompiler as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture(scope="session")
 def alanine() -> BeadSystem:
     names = ("ACE1:C", "ALA2:N", "ALA2:CA", "ALA2:CB", "ALA2:C", "NME3:N")
@@ -103,14 +87,6 @@ def forcefield(alanine: BeadSystem, frames: np.ndarray) -> ForceField:
     prior = fit_priors(CoordinateMoments.of(frames, alanine), 300.0, 3)
     made = ForceField(alanine, prior, SchNetConfig(n_filters=32, terminal_widths=(32,)))
     return biased(made)
-
-
-def biased(forcefield: ForceField) -> ForceField:
-    with torch.no_grad():
-        for name, value in forcefield.network.named_parameters():
-            if name.endswith("bias"):
-                value.copy_(torch.linspace(-0.5, 0.7, len(value)))
-    return forcefield
 
 
 @pytest.fixture(scope="session", params=["torch", pytest.param("compiled", marks=pytest.mark.compiler)])

@@ -8,7 +8,7 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
-from conftest import dynamics, make_engine
+from engines import dynamics, make_engine
 
 from hpc_cg.forcefield.coordinates import CoordinateMoments, bond_lengths, fit_priors
 from hpc_cg.forcefield.forcefield import ForceField

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from conftest import biased, dynamics, make_engine
+from engines import biased, dynamics, make_engine
 
 from hpc_cg.beads import bead_system
 from hpc_cg.errors import NoCompiler

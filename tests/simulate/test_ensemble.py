@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import dynamics, make_engine
+from engines import dynamics, make_engine
 
 from hpc_cg.simulate.ensemble import Limits, state_of
 from hpc_cg.simulate.exchange import Exchange

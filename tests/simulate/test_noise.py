@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import dynamics, make_engine
+from engines import dynamics, make_engine
 from scipy import stats
 
 from hpc_cg.simulate.compiler import library
