@@ -19,6 +19,8 @@ from hpc_cg.campaign.findings import Failure, write_campaign_page
 from hpc_cg.campaign.members import Campaign, lay_out, shared_stages
 from hpc_cg.stages.product import State
 from hpc_cg.stages.study import Study
+from launch.interrupts import Interrupts
+from launch.local import find_mpiexec
 from launch.plain import plain
 
 POLL_S = 0.2
@@ -50,26 +52,27 @@ def run_campaign(campaign: Campaign, at_once: int, n_cores: int, console: Consol
     todo = [one for one in studies if any(state != State.SEALED for state in one.states().values())]
     if len(todo) < len(studies):
         console.print(f"  {len(studies) - len(todo)} members are done", soft_wrap=True)
-    _run(todo, "all", at_once, max(1, n_cores // at_once), console, failed)
+    _run(todo, "all", at_once, n_cores, console, failed)
     page = write_campaign_page(campaign, studies, tuple(failed.values()))
     console.print(f"\n  {'page':<12}  {plain(str(page))}", soft_wrap=True)
     return 1 if failed else 0
 
 
 def _run(
-    studies: Sequence[Study], stage: str, at_once: int, ranks: int, console: Console, failed: dict[Path, Failure]
+    studies: Sequence[Study], stage: str, at_once: int, n_cores: int, console: Console, failed: dict[Path, Failure]
 ) -> None:
-    """The stage of some members, so many at once; failures are added to ``failed``."""
+    """The stage of some members, so many at once; ``failed`` holds those that ended in a failure last."""
     waiting, running, n_done = list(studies), list[Running](), 0
     began = time.monotonic()
-    try:
-        while waiting or running:
+    with Interrupts() as interrupts:
+        while (waiting or running) and not interrupts.asked:
             while waiting and len(running) < at_once:
-                running.append(_start(waiting.pop(0), stage, ranks))
+                running.append(_start(waiting.pop(0), stage, max(1, n_cores // at_once)))
             time.sleep(POLL_S)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 n_done += 1
+                failed.pop(one.study.path, None)
                 if one.process.returncode:
                     failed[one.study.path] = Failure(one.study.path.stem, stage, _last_words(one.log), str(one.log))
                 if stage == "all":
@@ -77,22 +80,32 @@ def _run(
                     left = (time.monotonic() - began) / n_done * (len(studies) - n_done) / 60
                     where = f"{n_done} of {len(studies)}, {left:.0f} min left"
                     console.print(f"  {plain(one.study.path.stem)}: {word} ({where})", soft_wrap=True)
-    except KeyboardInterrupt:
-        for one in running:
-            one.process.send_signal(signal.SIGINT)
-        for one in running:
-            one.process.wait()
-        raise
+        _stop(running, interrupts)
+        if interrupts.asked:
+            raise KeyboardInterrupt
 
 
-def _start(study: Study, stage: str, ranks: int) -> Running:
-    log = study.path.with_suffix(".log")
-    environ = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "COLUMNS": "120"}
+def _stop(running: Sequence[Running], interrupts: Interrupts) -> None:
+    """Ask members to stop and wait until they have saved; each further request to stop is passed on to them."""
+    passed_on = 0
+    while any(one.process.poll() is None for one in running):
+        if passed_on < interrupts.asked:
+            passed_on = interrupts.asked
+            for one in running:
+                one.process.send_signal(signal.SIGINT)
+        time.sleep(POLL_S)
+
+
+def _start(study: Study, stage: str, n_cores: int) -> Running:
+    """A member on some cores: by ranks where there is MPI, else by the threads of one process."""
+    log, ranks = study.path.with_suffix(".log"), n_cores if find_mpiexec() else 1
+    threads = os.environ.get("OMP_NUM_THREADS") or str(n_cores // ranks)
     with log.open("ab") as file:
-        # a session of its own: an interrupt reaches it once, from here
+        # a session of its own: an interrupt reaches it from here alone
         process = subprocess.Popen(
             [*COMMAND, stage, str(study.path), "--ranks", str(ranks)],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environ, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": threads, "COLUMNS": "120"},
         )  # fmt: skip
     return Running(study, process, log)
 

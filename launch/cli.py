@@ -57,6 +57,8 @@ def run(
 
     try:
         if "campaign" in words or is_campaign(Path(words[-1])):
+            if estimate:
+                raise ConfigError("hpc-cg run --estimate", ["a campaign cannot be estimated: name one of its members."])
             code = _campaign(words, ranks, at_once)
         else:
             code = _estimate(words, ranks, bandwidth_gb_s) if estimate else _run(words, ranks)

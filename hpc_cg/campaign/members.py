@@ -203,7 +203,7 @@ def lay_out(campaign: Campaign) -> tuple[Study, ...]:
         for stage in one.stages:
             fingerprint = one.fingerprint(stage)
             shared = campaign.folder / SHARED / f"{stage}-{fingerprint[:16]}"
-            _link(one.folder(stage), shared, wanted=asked[stage, fingerprint] > 1 or shared.is_dir())
+            _link(one.run_folder / stage, shared, wanted=asked[stage, fingerprint] > 1 or shared.is_dir())
     return tuple(studies)
 
 
@@ -223,8 +223,8 @@ def shared_stages(studies: Sequence[Study]) -> list[tuple[str, Study]]:
     folders: dict[Path, tuple[str, Study]] = {}
     for one in studies:
         for stage in one.stages:
-            if one.folder(stage).is_symlink():
-                folders.setdefault(one.folder(stage).resolve(), (stage, one))
+            if (one.run_folder / stage).is_symlink():
+                folders.setdefault(one.folder(stage), (stage, one))
     order = list(TABLES)
     return sorted(folders.values(), key=lambda pair: order.index(pair[0]))
 

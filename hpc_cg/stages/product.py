@@ -105,10 +105,11 @@ def need_seal(folder: Path, asked_by: str) -> Seal:
     """The seal of a stage that another needs; raises NotSealed."""
     seal = read_seal(folder)
     if seal is None:
+        stage = folder.name.partition("-")[0]  # a product that studies share has a digest behind its stage
         raise NotSealed(
-            f"{asked_by} reads the product of {folder.name}",
+            f"{asked_by} reads the product of {stage}",
             f"{folder} is not sealed",
-            f"run the stage {folder.name} of this study first",
+            f"run the stage {stage} of this study first",
         )
     return seal
 
@@ -301,7 +302,8 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _moved_aside(folder: Path) -> Path:
-    aside = folder.parent / "superseded" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    now = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}"
+    aside = folder.parent / "superseded" / f"{folder.name}-{now}-{os.getpid()}"
     aside.parent.mkdir(exist_ok=True)
     folder.rename(aside)
     return aside

@@ -87,8 +87,8 @@ class Study:
         return (self.root / self.study.folder).resolve()
 
     def folder(self, stage: str) -> Path:
-        """The product folder of a stage."""
-        return self.run_folder / stage
+        """The product folder of a stage, itself: in a campaign run/STAGE may be a link to one that studies share."""
+        return (self.run_folder / stage).resolve()
 
     @property
     def molecule(self) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT
-from hpc_cg.errors import FitFailed, OutOfMemory
+from hpc_cg.errors import FitFailed, OutOfMemory, TooFewFrames
 from hpc_cg.files import digest, read_json, write_bytes, write_json
 from hpc_cg.stages.progress import Heartbeat
 
@@ -161,8 +161,14 @@ def open_feed(study: "Study", world: "World", device: "torch.device") -> "tuple[
     if store_gib(source.spec) <= config.memory_limit_gb:
         labels = Labels(load(source.store, study.molecule, config.memory_limit_gb), source.kernel, config.seed)
         train, held_out = split(labels.frames, source.spec.held_out)
-        train = train[config.subset % config.every :: config.every]
-        feed: Feed = Resident(labels, train, held_out, config.seed, config.batch_size, world, device)
+        part = train[config.subset % config.every :: config.every]
+        if not len(part):
+            raise TooFewFrames(
+                f"train.fraction = {config.fraction}, subset {config.subset}",
+                f"{len(train)} frames to train on",
+                "choose a larger fraction",
+            )
+        feed: Feed = Resident(labels, part, held_out, config.seed, config.batch_size, world, device)
     elif config.every > 1:
         raise OutOfMemory(
             f"train.fraction = {config.fraction}",

@@ -90,27 +90,41 @@ def test_a_product_that_members_share_is_one_folder(tmp_path: Path) -> None:
     write_archive(tmp_path / "archive")
     path = write_campaign(tmp_path)
     studies = lay_out(read_campaign(path))
-    where = {stage: [one.folder(stage).resolve() for one in studies] for stage in ("prepare", "kernel", "train")}
+    where = {stage: [one.folder(stage) for one in studies] for stage in ("prepare", "kernel", "train")}
     assert len(set(where["prepare"])) == 1
     assert where["kernel"][0] == where["kernel"][1] != where["kernel"][2] == where["kernel"][3]
     assert len(set(where["train"])) == 4
     assert [stage for stage, _ in shared_stages(studies)] == ["prepare", "kernel", "kernel"]
     again = lay_out(read_campaign(path))
-    assert [one.folder("prepare").resolve() for one in again] == where["prepare"]
+    assert [one.folder("prepare") for one in again] == where["prepare"]
 
 
 def test_a_changed_setting_leads_to_another_folder_and_a_folder_of_ones_own_is_kept(tmp_path: Path) -> None:
     write_archive(tmp_path / "archive")
     path = write_campaign(tmp_path)
-    before = lay_out(read_campaign(path))[0].folder("prepare").resolve()
+    before = lay_out(read_campaign(path))[0].folder("prepare")
     path.write_text(path.read_text().replace("shard_frames = 128", "shard_frames = 64"))
     studies = lay_out(read_campaign(path))
-    assert studies[0].folder("prepare").resolve() != before
+    assert studies[0].folder("prepare") != before
     assert before.is_dir()
-    studies[0].folder("prepare").unlink()
-    studies[0].folder("prepare").mkdir()
-    kept = lay_out(read_campaign(path))[0].folder("prepare")
-    assert kept.is_dir() and not kept.is_symlink()
+    own = studies[0].run_folder / "prepare"
+    own.unlink()
+    own.mkdir()
+    assert lay_out(read_campaign(path))[0].folder("prepare") == own
+
+
+def test_a_shared_product_with_other_inputs_is_made_again_in_its_place_for_all(tmp_path: Path) -> None:
+    write_archive(tmp_path / "archive", n_segments=2)
+    path = write_campaign(tmp_path)
+    line = [sys.executable, "-m", "jobs", "prepare"]
+    for n_segments in (2, 3):
+        write_archive(tmp_path / "archive", n_segments)
+        studies = lay_out(read_campaign(path))
+        assert studies[-1].state("prepare") == (State.ABSENT if n_segments == 2 else State.STALE)
+        subprocess.run([*line, str(studies[0].path)], check=True, timeout=200, capture_output=True)
+        assert {one.state("prepare") for one in studies} == {State.SEALED}
+        assert all((one.run_folder / "prepare").is_symlink() for one in studies)
+    assert len(list((tmp_path / "campaign/shared/superseded").iterdir())) == 1
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -235,6 +235,8 @@ def test_settings_that_exclude_one_another_are_refused() -> None:
 def test_the_trainer_has_a_setting_for_every_word_of_the_stage_that_it_means() -> None:
     """A word of the table that the trainer should hear and does not would do nothing."""
     elsewhere = {"cutoff_nm", "n_rbf", "n_filters", "n_blocks", "terminal_widths", "torsion_order", "molecule"}
+    elsewhere |= {"torsion_degree", "priors_per", "repulsion", "repulsion_bonds", "repulsion_percentile"}
+    elsewhere |= {"repulsion_largest_nm", "fraction", "subset"}
     elsewhere |= {"memory_limit_gb", "streams", "shuffle_gb", "validation_frames", "prior_frames"}
     assert set(TrainConfig.__dataclass_fields__) - elsewhere == set(Settings.__dataclass_fields__)
 
