@@ -206,13 +206,15 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
     # every member counts what its share of the groups has behind it, so that together they count all of it once
     done = sum(steps_of[group] * there[group] for group in team.share.of(groups))
     total = sum(steps_of.values()) * config.n_blocks
-    progress("simulating", done, total, "replica-steps")
+    slow = config.engine == "auto" and moving.name == "torch" and moving.device.type == "cpu"
+    said = ["slow, in torch: no compiled engine, the log says why"] if slow else []
+    progress("simulating", done, total, "replica-steps", *said)
     asked, longest_s = False, 0.0
 
     def counted(group: int, lost: int) -> None:
         nonlocal done
         done += steps_of[group]
-        note = f"{lost} replicas of this group lost" if lost else ""
+        note = "; ".join([f"{lost} replicas of this group lost"] * (lost > 0) + said)
         progress("simulating", done, total, "replica-steps", note)
 
     for group in team.take(groups, whole=False):
