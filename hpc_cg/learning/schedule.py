@@ -55,7 +55,7 @@ class Progress:
 
     def after(self, step: int, error: float, schedule: Schedule) -> "Progress":
         """The progress after a look at ``step`` that found the mean square ``error``."""
-        if self.best is None or error < self.best:
+        if math.isfinite(error) and (self.best is None or error < self.best):
             return Progress(error, step, reductions=self.reductions)
         waited, idle, reductions = self.waited + 1, self.idle + 1, self.reductions
         if schedule.kind == "plateau" and idle >= schedule.patience:

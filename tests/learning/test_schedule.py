@@ -42,3 +42,4 @@ def test_training_ends_when_it_has_waited_long_enough_since_the_best_look():
 def test_an_error_that_is_no_number_is_no_progress():
     found = looked([5.0, float("nan"), 4.0])
     assert [progress.best_step for progress in found] == [10, 10, 30]
+    assert looked([float("nan"), 4.0])[-1].best == 4.0
