@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -229,35 +230,33 @@ def test_positions_alone_are_enough_for_noise_and_for_nothing_else(tmp_path: Pat
         run_stage(read_study(path), "kernel")
 
 
-def claim(folder: str, gate: str, answers: str) -> None:
-    """One of several processes that claim a folder at the same moment."""
+def claim(folder: str, answers: str, start: Barrier, end: Barrier) -> None:
+    """One of several processes that claim a folder at the same moment, and live until all have tried."""
     from hpc_cg.stages import claims
 
-    while not Path(gate).exists():
-        time.sleep(0.001)
+    start.wait(120)
     try:
         claims.claim_folder(Path(folder))
         Path(answers, str(os.getpid())).touch()
-        time.sleep(1.0)
     except errors.FolderBusy:
         pass
+    end.wait(120)
 
 
 @pytest.mark.parametrize("left_behind", [False, True])
 def test_of_many_runs_that_start_at_once_one_gets_the_folder(tmp_path: Path, left_behind: bool) -> None:
     context = multiprocessing.get_context("spawn")
     for number in range(3):
-        folder, answers, gate = (tmp_path / f"{name}{number}" for name in ("folder", "answers", "gate"))
+        folder, answers = (tmp_path / f"{name}{number}" for name in ("folder", "answers"))
         folder.mkdir()
         answers.mkdir()
         if left_behind:
             dead = {"host": socket.gethostname(), "pid": 999999, "started": "1", "job": "", "attempt": ""}
             (folder / "RUNNING").write_text(json.dumps(dead))
-        members = [context.Process(target=claim, args=(str(folder), str(gate), str(answers))) for _ in range(4)]
+        barriers = context.Barrier(4), context.Barrier(4)
+        members = [context.Process(target=claim, args=(str(folder), str(answers), *barriers)) for _ in range(4)]
         for member in members:
             member.start()
-        time.sleep(1.5)
-        gate.touch()
         for member in members:
             member.join()
         assert len(list(answers.iterdir())) == 1
