@@ -166,4 +166,4 @@ class MissingExtra(HpcCgError):
 
 
 class NoCompiler(HpcCgError):
-    """The simulation engine in C was asked for and could not be made here."""
+    """Code in C was asked for and could not be compiled here."""

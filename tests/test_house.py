@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    {"units", "errors", "files", "share", "randomness", "config", "provenance"},
+    {"units", "errors", "files", "share", "randomness", "config", "provenance", "compiler"},
     {"frames", "beads"},
     {"archive", "mapping", "kernels", "store"},
     {"forcefield", "learning"},

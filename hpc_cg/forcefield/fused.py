@@ -6,6 +6,7 @@ gradient, and these are summed in order, so the same number of threads gives the
 """
 
 import ctypes
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,32 +19,35 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hpc_cg.errors import MissingExtra
-from hpc_cg.forcefield.compiled import library
+from hpc_cg.compiler import Source, library
+from hpc_cg.errors import NoCompiler
 from hpc_cg.forcefield.grid import Places
 
-SOURCE = Path(__file__).with_name("fused.c")
 REALS = {torch.float32: ("float", ctypes.c_float), torch.float64: ("double", ctypes.c_double)}
 FRAMES_A_THREAD = 4
 """Fewer frames than this are not worth a thread."""
 
 
 def available() -> bool:
-    """Whether pairs can be done by compiled code here."""
+    """Whether pairs can be done by compiled code here; says why where not."""
     try:
-        _library(torch.float32)
-    except MissingExtra:
+        require()
+    except NoCompiler as error:
+        warnings.warn(f"pairs of beads by tensor operations, which are slower. {error}", stacklevel=2)
         return False
     return True
 
 
 def require() -> None:
-    """Raises MissingExtra where pairs cannot be done by compiled code."""
+    """Raises NoCompiler where pairs cannot be done by compiled code."""
     _library(torch.float32)
 
 
+@cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
-    return library(SOURCE, f"REAL={REALS[dtype][0]}")
+    path, flag = Path(__file__).with_name("fused.c"), f"-DREAL={REALS[dtype][0]}"
+    wishes = ("-mprefer-vector-width=512",)
+    return library(Source(path, "compiled sums over pairs of beads", 'train.pairs = "torch"', (flag,), wishes))
 
 
 @cache

@@ -50,7 +50,7 @@ class Way:
 
 
 def choose_grid(settings: Settings, device: torch.device) -> Grid | None:
-    """How filters are interpolated in training; raises MissingExtra where compiled code is wanted and cannot be had."""
+    """How filters are interpolated in training; raises NoCompiler where compiled code is wanted and cannot be had."""
     if not settings.filter_grid:
         return None
     on_cpu = device.type == "cpu"

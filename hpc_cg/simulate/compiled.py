@@ -7,19 +7,22 @@ import ctypes
 import weakref
 from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hpc_cg.compiler import Source, library
 from hpc_cg.errors import NoCompiler
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.prediction import Prediction
-from hpc_cg.simulate.compiler import library
 from hpc_cg.simulate.langevin import Dynamics, EnsembleState, baoab, overdamped
 from hpc_cg.simulate.noise import key_of
 from hpc_cg.simulate.packing import MAX_LAYERS, Packed, pack
+
+SOURCE = Source(Path(__file__).with_name("engine.c"), "the compiled simulation engine", 'simulate.engine = "torch"')
 
 TILE_ROWS = 56
 """Beads that a tile holds, about: enough to keep products of matrices busy, few enough for the second-level cache."""
@@ -120,7 +123,7 @@ class _Handle:
     """A force field in the library's memory, which is given back when nobody needs it any more."""
 
     def __init__(self, packed: Packed):
-        code = library()
+        code = library(SOURCE)
         new, self._run = code.engine_new, code.engine_run
         new.restype, new.argtypes, code.engine_free.argtypes = _POINTER, _NEW, [_POINTER]
         self._run.argtypes = _RUN

@@ -1,13 +1,11 @@
 """Filters on a grid: exact derivatives of what is interpolated, and the network's forces and gradients to 1e-4."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from hpc_cg.errors import MissingExtra
-from hpc_cg.forcefield import compiled, fused
+from hpc_cg.errors import NoCompiler
+from hpc_cg.forcefield import fused
 from hpc_cg.forcefield.grid import Grid, interpolate, knots_for, table
 from hpc_cg.forcefield.schnet import SchNet, SchNetConfig
 from hpc_cg.stages.train import TrainConfig
@@ -143,13 +141,11 @@ def test_interpolation_is_exact_at_the_knots():
         assert torch.allclose(value, kernel.value) and torch.allclose(slope, kernel.slope)
 
 
-def test_a_missing_compiler_and_one_that_fails_say_so(monkeypatch, tmp_path: Path):
-    source = tmp_path / "wrong.c"
-    source.write_text("int f( {")
+def test_without_a_compiler_pairs_are_done_by_tensor_operations_and_that_is_said(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    with pytest.raises(MissingExtra, match="CC = no-such-compiler"):
-        compiled.library(source)
-    monkeypatch.delenv("CC")
-    if fused.available():
-        with pytest.raises(MissingExtra, match='failed.*train.pairs = "torch"'):
-            compiled.library(source)
+    for name in ("_library", "library"):  # without what was compiled before
+        monkeypatch.setattr(fused, name, getattr(fused, name).__wrapped__)
+    with pytest.warns(UserWarning, match='slower.*no-such-compiler.*train.pairs = "torch" needs none'):
+        assert not fused.available()
+    with pytest.raises(NoCompiler, match="compiled sums over pairs of beads"):
+        fused.require()

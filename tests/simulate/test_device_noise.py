@@ -6,7 +6,8 @@ import torch
 from engines import dynamics, make_engine
 from scipy import stats
 
-from hpc_cg.simulate.compiler import library
+from hpc_cg.compiler import library
+from hpc_cg.simulate.compiled import SOURCE
 from hpc_cg.simulate.noise import Key, key_of, normals, philox
 
 KNOWN = (  # the known-answer vectors of Random123: counter, key, words
@@ -33,7 +34,7 @@ def test_words_of_the_compiled_engine_are_the_published_answers(counter, key, wo
     make_engine("compiled", forcefield, dynamics(alanine))
     given, secret, found = np.array(counter, np.uint32), np.array(key, np.uint32), np.zeros(4, np.uint32)
     pointers = (given.ctypes, secret.ctypes, found.ctypes)
-    library().engine_philox(1, *(pointer.data_as(np.ctypeslib.ctypes.c_void_p) for pointer in pointers))
+    library(SOURCE).engine_philox(1, *(pointer.data_as(np.ctypeslib.ctypes.c_void_p) for pointer in pointers))
     assert tuple(found.tolist()) == words
 
 

@@ -9,6 +9,7 @@ import torch
 from engines import biased, dynamics, make_engine
 
 from hpc_cg.beads import bead_system
+from hpc_cg.compiler import INSTALL
 from hpc_cg.errors import NoCompiler
 from hpc_cg.forcefield.coordinates import CoordinateMoments, PriorParameters, fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
@@ -16,7 +17,6 @@ from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.simulate import engine as engines
 from hpc_cg.simulate.batch import TorchEngine
 from hpc_cg.simulate.compiled import CompiledEngine
-from hpc_cg.simulate.compiler import INSTALL
 from hpc_cg.simulate.langevin import EnsembleState, init, move_of
 from hpc_cg.simulate.noise import key_of, normals
 from hpc_cg.simulate.packing import spline_coefficients

@@ -1,7 +1,7 @@
-"""The engine's library: compiled from its C source at first use, kept for each user, source, compiler and processor.
+"""C code, compiled at first use and kept for each user, source, compiler and processor.
 
 The file's name is a digest of what decides its content. It is written beside and renamed, so any number of processes
-may compile at once: whoever is last replaces a library by its equal.
+may compile at once: whoever is last replaces a library by its equal. What is kept and cannot be loaded is made again.
 """
 
 import ctypes
@@ -12,13 +12,13 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from hpc_cg.errors import FolderNotWritable, NoCompiler, UnsafeFolder
+from hpc_cg.errors import DiskFull, FolderNotWritable, NoCompiler, UnsafeFolder
 from hpc_cg.files import own_folder
 
-SOURCE = Path(__file__).with_name("engine.c")
 NAMES = ("cc", "gcc", "clang")
 FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
@@ -27,34 +27,52 @@ FLAGS = (
 LIMIT_S = 300.0
 INSTALL = (
     "install a C compiler with OpenMP (Debian: apt-get install gcc libc6-dev; a cluster: module load gcc), or name one "
-    'in CC; simulate.engine = "torch" needs none'
+    "in CC"
 )
 
 
+@dataclass(frozen=True)
+class Source:
+    """A C file of this package.
+
+    what      it makes, in words
+    without   the setting that does without it
+    flags     more of them
+    wishes    flags that not every compiler knows, left out where they are refused
+    """
+
+    path: Path
+    what: str
+    without: str
+    flags: tuple[str, ...] = ()
+    wishes: tuple[str, ...] = ()
+
+
 @cache
-def library() -> ctypes.CDLL:
-    """The compiled engine; raises NoCompiler with what each compiler said."""
-    return ctypes.CDLL(str(built(os.environ)))
+def library(source: Source) -> ctypes.CDLL:
+    """The compiled library; raises NoCompiler with what each compiler said."""
+    return ctypes.CDLL(str(built(source, os.environ)))
 
 
-def built(environ: Mapping[str, str]) -> Path:
+def built(source: Source, environ: Mapping[str, str]) -> Path:
     """The path of the library, compiled if it was not there yet."""
-    candidates = compilers(environ)
+    candidates, instead = compilers(environ), f"{source.without} needs none"
     if not candidates:
-        raise NoCompiler("the compiled simulation engine", f"no C compiler (CC, {', '.join(NAMES)})", INSTALL)
+        raise NoCompiler(source.what, f"no C compiler (CC, {', '.join(NAMES)})", f"{INSTALL}; {instead}")
     try:
         where = own_folder(folder(environ))
-    except (FolderNotWritable, UnsafeFolder) as error:
-        change = 'name another in XDG_CACHE_HOME; simulate.engine = "torch" needs none'
-        raise NoCompiler("a folder for the compiled simulation engine", str(error), change) from error
+    except (DiskFull, FolderNotWritable, UnsafeFolder) as error:
+        change = f"name another in XDG_CACHE_HOME; {instead}"
+        raise NoCompiler(f"a folder for {source.what}", str(error), change) from error
     complaints = []
     for compiler in candidates:
-        try:
-            return _built_by(compiler, where)
-        except (OSError, subprocess.SubprocessError) as error:
-            said = getattr(error, "stderr", None) or str(error)
-            complaints.append(f"{' '.join(compiler)}: {_first_lines(said)}")
-    raise NoCompiler("the compiled simulation engine", "; ".join(complaints), INSTALL)
+        for wishes in dict.fromkeys((source.wishes, ())):
+            try:
+                return _built_by(compiler, source, (*FLAGS, *source.flags, *wishes), where)
+            except (OSError, subprocess.SubprocessError) as error:
+                said = getattr(error, "stderr", None) or str(error)
+        complaints.append(f"{' '.join(compiler)}: {_first_lines(said)}")
+    raise NoCompiler(source.what, "; ".join(complaints), f"{INSTALL}; {instead}")
 
 
 def compilers(environ: Mapping[str, str]) -> list[list[str]]:
@@ -71,19 +89,29 @@ def folder(environ: Mapping[str, str]) -> Path:
     return Path(base) / "hpc-cg"
 
 
-def _built_by(compiler: list[str], where: Path) -> Path:
+def _built_by(compiler: list[str], source: Source, flags: tuple[str, ...], where: Path) -> Path:
     version = _run([*compiler, "--version"])
-    parts = (SOURCE.read_text(encoding="utf-8"), " ".join(compiler), version, " ".join(FLAGS), processor())
-    path = where / f"engine-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
-    if not path.exists():
+    text = source.path.read_text(encoding="utf-8")
+    parts = (text, " ".join(compiler), version, " ".join(flags), processor())
+    digest = hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]
+    path = where / f"{source.path.stem}-{digest}.so"
+    if not _loads(path):
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
-            _run([*compiler, *FLAGS, str(SOURCE), "-o", str(beside), "-lm"])
-            ctypes.CDLL(str(beside)).engine_new  # noqa: B018 - what cannot be loaded must not be kept
+            _run([*compiler, *flags, str(source.path), "-o", str(beside), "-lm"])
+            ctypes.CDLL(str(beside))  # what cannot be loaded must not be kept
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
     return path
+
+
+def _loads(path: Path) -> bool:
+    try:
+        ctypes.CDLL(str(path))
+    except OSError:
+        return False
+    return True
 
 
 def processor() -> str:
