@@ -35,6 +35,7 @@
 #define LANES 4
 #endif
 #define PANEL (2 * LANES) /* columns that a register tile holds */
+_Static_assert(PAD % PANEL == 0, "layers are made of whole panels");
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -853,7 +854,7 @@ Engine *engine_new(const int32_t *ints, long n_ints, const float *floats, long n
   e->n = ints[0], e->width = ints[1], e->n_knots = ints[4];
   int n_blocks = ints[2], n_hidden = ints[3], failed = 0;
   from.ints += 5;
-  e->padded = (e->n + PAD - 1) / PAD * PAD;
+  e->padded = (e->n + LANES - 1) / LANES * LANES;
   e->cutoff = floats[0];
   from.floats += 1;
   e->table = read_floats(&from, (size_t)(e->n_knots + 3) * n_blocks * e->width);
