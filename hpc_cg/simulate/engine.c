@@ -44,6 +44,11 @@ static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec v) { *(vec *)p = v; }
 static inline vec all(float x) { return x - (vec){0}; }
 
+/* the lesser of two; what is no number stays none */
+static inline vec at_most(vec x, vec most) {
+  return (vec)(((ivec)(x > most) & (ivec)most) | (~(ivec)(x > most) & (ivec)x));
+}
+
 static inline float sum(vec v) {
   float total = 0.0f;
   for (int lane = 0; lane < LANES / 2; lane++) total += v[lane] + v[lane + LANES / 2];
@@ -72,6 +77,7 @@ typedef struct {
   float *opening;             /* what each bead sends in the first block: bead x feature */
   float *last;                /* from the last hidden layer to the energy */
   float *repulsion;           /* eps sigma^6 of each two beads: bead x padded */
+  float *steepest;            /* 1 / r where their repulsion goes on as its tangent, 0 without any: bead x padded */
   float *self;                /* 1 where a row meets itself or padding: bead x padded */
   Layer lift[MAX_LAYERS], mix[MAX_LAYERS], hidden[MAX_LAYERS];
   Priors prior;
@@ -171,7 +177,7 @@ static inline vec reciprocal(vec x) {
 /* tanh x = x P(x^2) / Q(x^2) up to 1.2e-8 for |x| < 8.5; beyond that it is 1 in single precision */
 static inline vec tangent(vec x) {
   const vec most = all(8.5f);
-  x = (vec)(((ivec)(x > most) & (ivec)most) | (~(ivec)(x > most) & (ivec)x));
+  x = at_most(x, most);
   x = (vec)(((ivec)(x < -most) & (ivec)-most) | (~(ivec)(x < -most) & (ivec)x));
   vec z = x * x;
   vec p = (((1.426922451e-08f * z + 2.125104049e-05f) * z + 3.534026584e-03f) * z + 1.341324670e-01f) * z + 1.0f;
@@ -310,20 +316,23 @@ static void measure(const Engine *e, Replica *replica) {
   for (int i = 0; i < e->n; i++) {
     float *inverse = replica->inverse + (long)i * e->padded, *pulls = replica->pulls + (long)i * e->padded;
     const float *self = e->self + (long)i * e->padded, *repulsion = e->repulsion + (long)i * e->padded;
+    const float *steepest = e->steepest + (long)i * e->padded;
     float xi = x[i], yi = y[i], zi = z[i];
     for (int j = 0; j < e->padded; j++) {
       float dx = x[j] - xi, dy = y[j] - yi, dz = z[j] - zi;
       float square = dx * dx + dy * dy + dz * dz + self[j];
-      square = square < 1e-12f ? 1e-12f : square;
+      square = square < 1e-18f ? 1e-18f : square;
       distance[j] = sqrtf(square);
       inverse[j] = 1.0f / distance[j];
     }
     if (e->has_repulsion) {
       vec half = {0};
       for (int j = 0; j < e->padded; j += LANES) {
-        vec one = load(inverse + j), square = one * one, term = load(repulsion + j) * (square * square * square);
-        store(pulls + j, -6.0f * term * square);
-        half += 0.5f * term;
+        /* V (7 - 6 d / r) and its slope are the tangent at r, and V itself where r = d */
+        vec here = load(inverse + j), one = at_most(here, load(steepest + j)), square = one * one;
+        vec term = load(repulsion + j) * (square * square * square);
+        store(pulls + j, -6.0f * term * one * here);
+        half += 0.5f * term * (7.0f - 6.0f * load(distance + j) * one);
       }
       energy += sum(half);
     } else {
@@ -805,7 +814,7 @@ void engine_free(Engine *e) {
   free(p->bond), free(p->angle), free(p->improper), free(p->torsion);
   free(p->bond_k), free(p->bond_0), free(p->angle_k), free(p->angle_0), free(p->improper_k), free(p->improper_0);
   free(p->sine), free(p->cosine);
-  free(e->table), free(e->opening), free(e->last), free(e->repulsion), free(e->self), free(e);
+  free(e->table), free(e->opening), free(e->last), free(e->repulsion), free(e->steepest), free(e->self), free(e);
 }
 
 static int read_priors(Reader *from, Priors *p) {
@@ -825,24 +834,25 @@ static int read_priors(Reader *from, Priors *p) {
          !p->angle_0 || !p->improper_k || !p->improper_0 || !p->sine || !p->cosine;
 }
 
-/* repulsion of the pairs of a list, as a square of all beads; a pair that stands twice counts twice */
+/* repulsion of the pairs of a list, each once, as squares of all beads */
 static int read_repulsion(Reader *from, Engine *e) {
   int *n_pairs = read_ints(from, 1);
   if (!n_pairs) return 1;
   int n = *n_pairs, *pairs = read_ints(from, 2 * n);
-  float *strength = read_floats(from, n);
+  float *strength = read_floats(from, n), *steepest = read_floats(from, n);
   size_t square = (size_t)e->n * e->padded * sizeof(float);
   free(n_pairs);
-  e->has_repulsion = n > 0, e->repulsion = owned(square), e->self = owned(square);
-  int failed = !pairs || !strength || !e->repulsion || !e->self;
+  e->has_repulsion = n > 0, e->repulsion = owned(square), e->steepest = owned(square), e->self = owned(square);
+  int failed = !pairs || !strength || !steepest || !e->repulsion || !e->steepest || !e->self;
   for (int place = 0; place < n && !failed; place++) {
     int i = pairs[place], j = pairs[n + place];
-    e->repulsion[(long)i * e->padded + j] += strength[place];
-    e->repulsion[(long)j * e->padded + i] += strength[place];
+    long here = (long)i * e->padded + j, there = (long)j * e->padded + i;
+    e->repulsion[here] = e->repulsion[there] = strength[place];
+    e->steepest[here] = e->steepest[there] = steepest[place];
   }
   for (int i = 0; i < e->n && !failed; i++)
     for (int j = 0; j < e->padded; j++) e->self[(long)i * e->padded + j] = j == i || j >= e->n;
-  free(pairs), free(strength);
+  free(pairs), free(strength), free(steepest);
   return failed;
 }
 

@@ -18,7 +18,8 @@ from jaxtyping import Float
 from scipy.linalg import solve_banded
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import PriorParameters, torsions_of
+from hpc_cg.forcefield.coordinates import REPULSION_ENERGY, PriorParameters, torsions_of
+from hpc_cg.forcefield.repulsion import INNER
 from hpc_cg.forcefield.schnet import SchNet
 
 PAD = 32
@@ -26,9 +27,6 @@ PAD = 32
 
 MAX_LAYERS = 8
 """Blocks, and hidden layers of the readout, that the engine has room for."""
-
-REPULSION = 4.184
-"""kJ/mol at r = sigma, for the pairs that repel one another."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +132,13 @@ def _prior(lists: _Lists, system: BeadSystem, prior: PriorParameters | None) -> 
 
 
 def _repulsion(lists: _Lists, prior: PriorParameters | None) -> None:
-    """Pairs with V = REPULSION (sigma / r)^6, where the priors have any."""
-    pairs = getattr(prior, "repulsion_pairs", np.zeros((0, 2), np.int64))
-    sigma = getattr(prior, "repulsion_sigma", np.zeros(0))
+    """Pairs with V = ε (σ / r)^6, and 1/r where each goes on as its tangent."""
+    pairs = np.zeros((0, 2), np.int64) if prior is None else prior.repulsion_pairs
+    sigma = np.zeros(0) if prior is None else prior.repulsion_sigma
+    assert len({frozenset(pair) for pair in pairs.tolist()}) == len(pairs), "pairs repel once"
     lists.whole(len(pairs))
     lists.terms(tuple(tuple(pair) for pair in pairs.tolist()))
-    lists.numbers(REPULSION * sigma**6)
+    lists.numbers(REPULSION_ENERGY * sigma**6, 1.0 / (INNER * sigma))
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

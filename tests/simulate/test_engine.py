@@ -1,7 +1,7 @@
 """The engines agree with the force field and with one another, whoever shares a batch and however many cores work."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from engines import biased, dynamics, make_engine
 from hpc_cg.beads import bead_system
 from hpc_cg.compiler import INSTALL
 from hpc_cg.errors import NoCompiler
-from hpc_cg.forcefield.coordinates import CoordinateMoments, PriorParameters, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.simulate import engine as engines
@@ -153,31 +153,49 @@ def test_bundles_make_up_the_steps(alanine, forcefield):
             assert max(lengths) == 1 or max(lengths) * n_replicas * 18 <= 2**21
 
 
-@dataclass(frozen=True)
-class Repelling(PriorParameters):
-    """Priors with pairs of beads that repel one another at sigma (nm)."""
+PAIRS, SIGMA = np.array([[0, 4], [1, 5], [0, 5]]), np.array([0.3, 0.35, 0.4])
 
-    repulsion_pairs: np.ndarray
-    repulsion_sigma: np.ndarray
+
+def repelling(forcefield: ForceField) -> ForceField:
+    """The same with three pairs of beads that repel one another."""
+    prior = replace(forcefield.parameters_of_prior, repulsion_pairs=PAIRS, repulsion_sigma=SIGMA)
+    made = ForceField(forcefield.system, prior, forcefield.config)
+    made.network.load_state_dict(forcefield.network.state_dict())
+    return made
 
 
 @pytest.mark.compiler
 def test_pairs_that_repel_add_their_energy_and_its_gradient(alanine, forcefield, frames):
-    """V = 4.184 kJ/mol (sigma / r)^6, here put beside the priors by hand."""
-    pairs, sigma = np.array([[0, 4], [1, 5], [0, 5]]), np.array([0.3, 0.35, 0.4])
-    repulsion = {"repulsion_pairs": pairs, "repulsion_sigma": sigma}
-    plain = make_engine("compiled", forcefield, dynamics(alanine))
-    with_pairs = deepcopy(forcefield)
-    with_pairs.parameters_of_prior = Repelling(**vars(forcefield.parameters_of_prior) | repulsion)
+    """V = 4.184 kJ/mol (sigma / r)^6, here written out once more."""
+    plain, with_pairs = (
+        make_engine("compiled", model, dynamics(alanine)) for model in (forcefield, repelling(forcefield))
+    )
     positions = torch.tensor(frames[:10], requires_grad=True)
-    i, j = pairs.T
+    i, j = PAIRS.T
     distance = (positions[:, i] - positions[:, j]).norm(dim=-1)
-    energy = (4.184 * (torch.tensor(sigma) / distance) ** 6).sum(1)
+    energy = (4.184 * (torch.tensor(SIGMA) / distance) ** 6).sum(1)
     wanted = -torch.autograd.grad(energy.sum(), positions)[0]
     here = positions.detach().float()
-    found, without = CompiledEngine(with_pairs, dynamics(alanine)).evaluate(here), plain.evaluate(here)
+    found, without = with_pairs.evaluate(here), plain.evaluate(here)
     torch.testing.assert_close((found.energy - without.energy).double(), energy.detach(), rtol=1e-4, atol=1e-3)
     assert relative(found.forces - without.forces, wanted) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["torch", pytest.param("compiled", marks=pytest.mark.compiler)])
+@pytest.mark.parametrize("part_of_sigma", [0.26, 0.24, 0.1, 1e-3, 0.0])
+def test_beads_too_close_repel_as_in_the_force_field_in_double_precision(
+    alanine, forcefield, frames, name, part_of_sigma
+):
+    """From a quarter of sigma on V is its tangent, down to beads in one place."""
+    model, positions = repelling(forcefield), torch.tensor(frames[:3]).float()
+    for i, j, sigma in zip(*PAIRS.T, SIGMA, strict=True):
+        close = positions.clone()
+        close[:, j] = close[:, i] + part_of_sigma * torch.tensor([0.36, 0.48, 0.8]) * sigma
+        wanted = deepcopy(model).double()(close.double())
+        found = make_engine(name, model, dynamics(alanine)).evaluate(close)
+        assert float(wanted.energy.detach().min()) > 3000 * 4.184
+        torch.testing.assert_close(found.energy.double(), wanted.energy.detach(), rtol=1e-5, atol=0)
+        assert relative(found.forces, wanted.forces) < 1e-5
 
 
 def test_splines_pass_through_their_knots_with_the_slopes_of_the_ends():
