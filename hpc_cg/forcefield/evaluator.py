@@ -66,7 +66,13 @@ def table_error(forcefield: ForceField, positions: Float[Tensor, "frame bead 3"]
     with torch.inference_mode():
         wanted = exact(positions.double()).forces
         found = TabulatedNetwork(exact, torch.float64, n_knots)(positions.double()).forces
-    return float(((found - wanted).square().mean() / wanted.square().mean()).sqrt())
+    return relative_rms(found - wanted, wanted)
+
+
+def relative_rms(error: Float[Tensor, "*shape"], wanted: Float[Tensor, "*shape"]) -> float:
+    """Rms of an error over that of what is wanted, in float64; 0 where there is neither, as of one bead alone."""
+    least = torch.finfo(wanted.dtype).tiny
+    return float((error.square().mean() / wanted.square().mean().clamp_min(least)).sqrt())
 
 
 @dataclass(frozen=True)
@@ -171,12 +177,12 @@ class TabulatedNetwork:
     def __call__(self, positions: Float[Tensor, "frame bead 3"]) -> Prediction:
         """Energy and forces of the network (positions in nm)."""
         n_frames, n_beads, _ = positions.shape
-        flat = positions.transpose(0, 1).reshape(n_beads, -1)
-        vectors = (self.difference @ flat).view(-1, n_frames, 3)
+        flat = positions.transpose(0, 1).reshape(n_beads, 3 * n_frames)
+        vectors = (self.difference @ flat).view(len(self.difference), n_frames, 3)
         distances = vectors.square().sum(-1).clamp_min(1e-12).sqrt()
         energy, slope = self._radial(distances)
         along = vectors * (slope / distances)[..., None]
-        forces = (self.difference.T @ along.view(len(along), -1)).neg_().view(n_beads, n_frames, 3)
+        forces = (self.difference.T @ along.view(len(along), 3 * n_frames)).neg_().view(n_beads, n_frames, 3)
         return Prediction(energy, forces.transpose(0, 1))
 
     def _radial(self, distances: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +193,9 @@ class TabulatedNetwork:
         torch.sigmoid(self._opened(curves), out=state[:, :width])
         trace = []
         for place in range(1, n_blocks):
-            kernel = (curves.view(-1, curves.shape[-1]) @ self.table.vectors[place]).view(*distances.shape, width)
+            kernel = (curves.view(distances.numel(), curves.shape[-1]) @ self.table.vectors[place]).view(
+                *distances.shape, width
+            )
             sent = _apply(self.lift[place], state[:, : place * width], n_frames)
             received = self.gather(kernel, sent.view(self.n_beads, n_frames, width))
             mixed = _apply(self.mix[place], received.view(rows, width), n_frames)
@@ -206,7 +214,7 @@ class TabulatedNetwork:
         """As ``hpc_cg.forcefield.pairs.gather``, bead by bead in a fixed order: additions of an accelerator into one
         place come in any order, and then no run is repeated bit for bit.
         """
-        wide = torch.cat((kernel, torch.zeros_like(kernel[:1])))
+        wide = torch.cat((kernel, kernel.new_zeros(1, *kernel.shape[1:])))
         rows = self.square.view(self.n_beads, self.n_beads)
         return torch.stack([(wide.index_select(0, row) * x).sum(0) for row in rows])
 
@@ -217,14 +225,17 @@ class TabulatedNetwork:
 
     def _opened(self, curves: Tensor) -> Tensor:
         """Logistic arguments of the first block (bead x frame, feature)."""
-        none = torch.zeros_like(curves[:1])
+        none = curves.new_zeros(1, *curves.shape[1:])
         spread = torch.cat((curves, none)).index_select(0, self.square)
         spread = spread.view(self.n_beads, self.n_beads, *curves.shape[1:]).transpose(1, 2)
-        return torch.addmm(self.mix[0].constant, spread.reshape(-1, len(self.opening)), self.opening)
+        return torch.addmm(
+            self.mix[0].constant, spread.reshape(self.n_beads * curves.shape[1], len(self.opening)), self.opening
+        )
 
     def _unopened(self, pull: Tensor, n_frames: int) -> Tensor:
         """The derivative by every pair's curves, from that by the first block's arguments."""
-        spread = (pull @ self.opening.T).view(self.n_beads, n_frames, self.n_beads, -1).transpose(1, 2)
+        rank = self.table.polynomials.shape[-1]
+        spread = (pull @ self.opening.T).view(self.n_beads, n_frames, self.n_beads, rank).transpose(1, 2)
         return spread[self.first, self.second] + spread[self.second, self.first]
 
     def _read(self, state: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:

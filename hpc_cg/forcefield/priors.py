@@ -52,11 +52,11 @@ class Prior(nn.Module):
     def forward(self, positions: Float[Tensor, "frame bead 3"]) -> Prediction:
         """Energy and forces of the prior terms (positions in nm)."""
         n_frames, n_beads, _ = positions.shape
-        flat = positions.transpose(0, 1).reshape(n_beads, -1)
-        vectors = (self.incidence @ flat).view(-1, n_frames, 3)
+        flat = positions.transpose(0, 1).reshape(n_beads, 3 * n_frames)
+        vectors = (self.incidence @ flat).view(len(self.incidence), n_frames, 3)
         length = vectors.square().sum(-1, keepdim=True).clamp_min(TINY**2).sqrt()
         energy, gradient = self._along(vectors / length, length)
-        forces = -(self.incidence.T @ gradient.reshape(len(gradient), -1)).view(n_beads, n_frames, 3)
+        forces = -(self.incidence.T @ gradient.reshape(len(gradient), 3 * n_frames)).view(n_beads, n_frames, 3)
         total = Prediction(energy, forces.transpose(0, 1))
         total = total + self.torsions(positions) if self.torsions.n_torsions else total
         return total + self.repulsion(positions) if self.repulsion.n_pairs else total

@@ -39,7 +39,7 @@ class RepulsionPrior(nn.Module):
     def forward(self, positions: Float[Tensor, "frame bead 3"]) -> Prediction:
         """Energy and forces of all pairs (positions in nm)."""
         n_frames, n_beads, _ = positions.shape
-        flat = positions.transpose(0, 1).reshape(n_beads, -1)
+        flat = positions.transpose(0, 1).reshape(n_beads, 3 * n_frames)
         vectors = (self.incidence @ flat).view(self.n_pairs, n_frames, 3)
         distance = vectors.square().sum(-1).clamp_min(TINY**2).sqrt()
         outside = torch.maximum(distance, INNER * self.sigma)
@@ -47,5 +47,5 @@ class RepulsionPrior(nn.Module):
         slope = -6.0 * energy / outside
         energy = energy + slope * (distance - outside)
         along = (slope / distance)[..., None] * vectors
-        forces = -(self.incidence.T @ along.reshape(self.n_pairs, -1)).view(n_beads, n_frames, 3)
+        forces = -(self.incidence.T @ along.reshape(self.n_pairs, 3 * n_frames)).view(n_beads, n_frames, 3)
         return Prediction(energy.sum(0), forces.transpose(0, 1))

@@ -250,8 +250,8 @@ class SchNet(nn.Module):
         if present is not None:
             positions = torch.where(present.T[..., None], positions, 0.0)
         n_frames, n_beads, _ = positions.shape
-        flat = positions.transpose(0, 1).reshape(n_beads, -1)
-        vectors = (difference @ flat).view(-1, n_frames, 3)
+        flat = positions.transpose(0, 1).reshape(n_beads, 3 * n_frames)
+        vectors = (difference @ flat).view(len(difference), n_frames, 3)
         distances = vectors.square().sum(-1).clamp_min(TINY**2).sqrt()
         if present is not None:
             both = difference.abs() @ present.to(difference.dtype) > 1.5  # 2 where a pair has both of its beads
@@ -260,7 +260,7 @@ class SchNet(nn.Module):
         with torch.autocast(positions.device.type, torch.bfloat16) if half else nullcontext():
             energy, slope = self.radial(convolutions, x, present)
         along = (slope / distances)[..., None] * vectors
-        forces = -(difference.T @ along.view(len(along), -1)).view(n_beads, n_frames, 3)
+        forces = -(difference.T @ along.view(len(along), 3 * n_frames)).view(n_beads, n_frames, 3)
         return Prediction(energy, forces.transpose(0, 1))
 
     def _beads(self) -> Beads:

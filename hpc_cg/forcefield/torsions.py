@@ -48,7 +48,7 @@ class TorsionPrior(nn.Module):
     def forward(self, positions: Float[Tensor, "frame bead 3"]) -> Prediction:
         """Energy and forces of the torsion terms (positions in nm)."""
         n_frames, n_beads, _ = positions.shape
-        flat = positions.transpose(0, 1).reshape(n_beads, -1)
+        flat = positions.transpose(0, 1).reshape(n_beads, 3 * n_frames)
         b1, b2, b3 = (self.incidence @ flat).view(3, self.n_torsions, n_frames, 3)
         m, n = torch.linalg.cross(b1, b2), torch.linalg.cross(b2, b3)
         axis = b2.square().sum(-1).clamp_min(TINY).sqrt()
@@ -58,7 +58,7 @@ class TorsionPrior(nn.Module):
         m, n = (slope / m2)[..., None] * m, (slope / n2)[..., None] * n
         along, back = ((b1 * b2).sum(-1) / axis)[..., None], ((b3 * b2).sum(-1) / axis)[..., None]
         gradient = torch.stack((axis[..., None] * m, -along * m - back * n, axis[..., None] * n))
-        forces = -(self.incidence.T @ gradient.reshape(3 * self.n_torsions, -1)).view(n_beads, n_frames, 3)
+        forces = -(self.incidence.T @ gradient.reshape(3 * self.n_torsions, 3 * n_frames)).view(n_beads, n_frames, 3)
         return Prediction(energy.sum(0), forces.transpose(0, 1))
 
     def _series(self, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hpc_cg.compiler import Source, library
 from hpc_cg.errors import NoCompiler
+from hpc_cg.forcefield.evaluator import relative_rms
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.prediction import Prediction
 from hpc_cg.simulate.langevin import Dynamics, EnsembleState, baoab, overdamped
@@ -77,7 +78,7 @@ class CompiledEngine:
             wanted = deepcopy(self.network).double()(positions.double()).forces
         alone = _Handle(pack(self.network, self.system, None, self.n_knots))
         error = self._evaluated(alone, positions.float()).forces.double() - wanted
-        return float((error.square().mean() / wanted.square().mean()).sqrt())
+        return relative_rms(error, wanted)
 
     def _numbers(self) -> tuple[int, float, float, Tensor, Tensor]:
         """Of a step: inertia or not, drift, decay, and per bead kick (or mobility) and spread."""
