@@ -145,6 +145,10 @@ class FitFailed(HpcCgError):
         self.evidence = evidence
 
 
+class UnstableStep(HpcCgError):
+    """A timestep with which a simulation cannot but diverge."""
+
+
 class TrainingDiverged(HpcCgError):
     """A training step gave a loss that is no number."""
 

@@ -16,7 +16,7 @@ velocities have no part and only positions move, by the mobility 1 / (m friction
     x <- x + dt F / (m friction) + sqrt(2 kT dt / (m friction)) R
 
 It is right to first order in dt only: positions in a harmonic well of stiffness k have the variance
-kT/k / (1 - dt k / (2 m friction)).
+kT/k / (1 - dt k / (2 m friction)), and from dt = 2 m friction / k on every step throws the bead further out.
 
 State in, state out; the random numbers are given by the caller. The compiled engine makes the same steps, see
 hpc_cg/simulate/engine.c.
@@ -109,6 +109,20 @@ def overdamped(dynamics: Dynamics, like: Tensor) -> Overdamped:
     mobility = dynamics.timestep_ps / (mass * dynamics.friction_per_ps)
     spread = np.sqrt(2.0 * kT(dynamics.temperature_K) * mobility)
     return Overdamped(torch.as_tensor(mobility).to(like), torch.as_tensor(spread).to(like))
+
+
+def longest_overdamped_step(
+    dynamics: Dynamics, bonds: Sequence[tuple[int, int]], stiffness: Float[np.ndarray, "bond"]
+) -> float:
+    """The step (ps) without inertia from which on a bond diverges: the least 2 m friction / k, m its reduced mass.
+
+    stiffness   k of each bond in kJ/mol/nm²; neighbours and other terms make it stiffer only, so that no longer step
+                holds. Infinite where there is no bond
+    """
+    if not bonds:
+        return float("inf")
+    first, second = np.asarray(dynamics.masses, dtype=np.float64)[np.asarray(bonds).T]
+    return float((2.0 * dynamics.friction_per_ps * first * second / (first + second) / stiffness).min())
 
 
 def init(

@@ -160,8 +160,12 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
 
 
 def lay_out(study: "Study") -> None:
-    """Nothing has to be made before groups can be simulated; raises TemperatureMismatch where none can."""
+    """Nothing has to be made before groups can be simulated; raises TemperatureMismatch or UnstableStep where none can
+    be.
+    """
     _temperature(study)
+    if study.tables["simulate"].integrator == "overdamped":
+        _short_enough(study)
 
 
 def divisible(study: "Study") -> bool:
@@ -266,16 +270,38 @@ def _moving(study: "Study") -> "tuple[ForceField, Dynamics, Engine]":
 
     from hpc_cg.learning.checkpoint import load_forcefield
     from hpc_cg.simulate.engine import engine
-    from hpc_cg.simulate.langevin import Dynamics
 
     config: SimulateConfig = study.tables["simulate"]
     forcefield = load_forcefield(study.folder("train"))[0]
-    masses, temperature_K = forcefield.system.masses, _temperature(study)
-    dynamics = Dynamics(
-        masses, config.timestep_ps, config.friction_per_ps, temperature_K, config.seed, config.integrator
-    )
+    dynamics = _dynamics(study, forcefield)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return forcefield, dynamics, engine(config.engine, forcefield, dynamics, device, config.n_knots)
+
+
+def _dynamics(study: "Study", forcefield: "ForceField") -> "Dynamics":
+    from hpc_cg.simulate.langevin import Dynamics
+
+    config: SimulateConfig = study.tables["simulate"]
+    masses, temperature_K = forcefield.system.masses, _temperature(study)
+    return Dynamics(masses, config.timestep_ps, config.friction_per_ps, temperature_K, config.seed, config.integrator)
+
+
+def _short_enough(study: "Study") -> None:
+    """Raises UnstableStep where a bond cannot but diverge without inertia."""
+    from hpc_cg.learning.checkpoint import load_forcefield
+    from hpc_cg.simulate.langevin import longest_overdamped_step
+
+    config: SimulateConfig = study.tables["simulate"]
+    forcefield = load_forcefield(study.folder("train"))[0]
+    stiffness = forcefield.parameters_of_prior.bond_k
+    longest_ps = longest_overdamped_step(_dynamics(study, forcefield), forcefield.system.bonds, stiffness)
+    if config.timestep_ps >= longest_ps:
+        raise errors.UnstableStep(
+            f'simulate.timestep_ps = {config.timestep_ps} with integrator = "overdamped"',
+            f"a bond of the priors that diverges from {longest_ps:.2g} ps on",
+            f"set simulate.timestep_ps well below that (about {longest_ps / 100:.1g}, where widths of bonds are right "
+            'to one per cent), raise simulate.friction_per_ps, with which it grows, or take integrator = "baoab"',
+        )
 
 
 def gather(study: "Study") -> None:

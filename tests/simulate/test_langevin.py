@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hpc_cg.simulate.langevin import (
     baoab,
     init,
     kinetic_temperatures,
+    longest_overdamped_step,
     move_of,
     overdamped,
     overdamped_step,
@@ -113,6 +116,32 @@ def test_overdamped_positions_in_a_well_have_kt_over_k_and_the_known_error_of_th
     assert noise**2 / (1 - stays**2) == pytest.approx(
         kT(TEMPERATURE) / STIFFNESS / (1 - timestep_ps * STIFFNESS / (2 * MASS * friction_per_ps)), rel=1e-9
     )
+
+
+@pytest.mark.parametrize(("part", "grows"), [(0.999, False), (1.001, True)])
+def test_a_bond_diverges_from_the_longest_overdamped_step_on(part, grows):
+    masses, stiffness, centre = (12.0, 30.0, 14.0), np.array([2e5, 3e5]), 0.15
+    pair = Dynamics(masses, 1.0, 5.0, TEMPERATURE, 5, "overdamped")
+    longest_ps = longest_overdamped_step(pair, ((0, 1), (1, 2)), stiffness)
+    assert longest_ps == pytest.approx(2 * 5.0 * (30 * 14 / 44) / 3e5)
+    numbers = overdamped(replace(pair, timestep_ps=part * longest_ps, masses=masses[1:]), torch.zeros(0).double())
+
+    def bond(positions: torch.Tensor) -> Prediction:
+        arrow = positions[:, 1] - positions[:, 0]
+        length = arrow.norm(dim=-1, keepdim=True)
+        force = stiffness[1] * (length - centre) * arrow / length
+        return Prediction(0.5 * stiffness[1] * (length[:, 0] - centre).square(), torch.stack((force, -force), 1))
+
+    positions = torch.tensor([[[0.0, 0, 0], [centre + 1e-5, 0, 0]]], dtype=torch.float64)
+    energies, forces = bond(positions)
+    state = EnsembleState(positions, torch.zeros_like(positions), forces, energies, 0)
+    for _ in range(200):
+        state = overdamped_step(state, bond, numbers, torch.zeros_like(positions))
+    assert (float(state.energies) > float(energies)) == grows
+
+
+def test_without_bonds_no_overdamped_step_is_too_long():
+    assert longest_overdamped_step(moves(0.01), (), np.zeros(0)) == float("inf")
 
 
 def test_every_bead_has_its_own_mobility_and_there_are_no_velocities_without_inertia():
