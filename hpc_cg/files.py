@@ -11,7 +11,7 @@ import stat
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,11 +134,14 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read named arrays from an npz file; raises MissingInput or UnreadableFile."""
+def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Read named arrays from an npz file: all, or those of these names that are there.
+
+    Raises MissingInput or UnreadableFile.
+    """
     try:
         with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
+            return {name: content[name] for name in content.files if names is None or name in names}
     except FileNotFoundError as error:
         raise MissingInput(f"reading {path}", "no such file", "run the stage that writes it") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -61,6 +61,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(("swaps_accepted",), after="of swaps accepted"),
         Figure(("replica_steps_per_s_and_process",), after="replica-steps/s each"),
         Figure(("engine",), "engine"),
+        Figure(("mixed_engine_groups",), after="mixed-engine group", some=True),
     ),
     "aggregate": (Figure(("JS",), "JS"), Figure(("PMF error (kT)",), "PMF error", "kT")),
 }

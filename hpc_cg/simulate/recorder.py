@@ -12,7 +12,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -39,6 +39,13 @@ class Quarantine:
     replica: int
     step: int
     reason: str
+
+
+class Maker(NamedTuple):
+    """Who made a block: the engine's name, and the device it ran on."""
+
+    engine: str
+    device: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,10 @@ class BlockRecord:
     seconds: float
     device: str
     engine: str
+
+    @property
+    def maker(self) -> Maker:
+        return Maker(self.engine, self.device)
 
 
 _ARRAYS = (
@@ -123,15 +134,8 @@ def write_block(folder: Path, group: int, block: int, record: BlockRecord) -> Pa
 
 def read_block(folder: Path, group: int, block: int) -> BlockRecord:
     """Read a block; raises MissingInput, UnreadableFile, DamagedProduct."""
-    path = block_path(folder, group, block)
-    content = read_arrays(path)
-    missing = {"replica_ids", "step", "quarantined", "seconds", "device", "engine", *_ARRAYS} - set(content)
-    if missing:
-        raise DamagedProduct(
-            f"reading the block {path}",
-            f"no array {', '.join(sorted(missing))} in it",
-            "remove that file and run the simulation again, it goes on from the block before",
-        )
+    names = {"replica_ids", "step", "quarantined", "seconds", "device", "engine", *_ARRAYS}
+    content = _read(block_path(folder, group, block), names)
     return BlockRecord(
         replica_ids=tuple(content["replica_ids"].tolist()),
         step=int(content["step"]),
@@ -141,6 +145,24 @@ def read_block(folder: Path, group: int, block: int) -> BlockRecord:
         engine=str(content["engine"]),
         **{name: content[name] for name in _ARRAYS},
     )
+
+
+def read_maker(folder: Path, group: int, block: int) -> Maker:
+    """Who made a block, without its frames; raises what ``read_block`` raises."""
+    content = _read(block_path(folder, group, block), set(Maker._fields))
+    return Maker(str(content["engine"]), str(content["device"]))
+
+
+def _read(path: Path, names: set[str]) -> dict[str, np.ndarray]:
+    content = read_arrays(path, names)
+    missing = names - set(content)
+    if missing:
+        raise DamagedProduct(
+            f"reading the block {path}",
+            f"no array {', '.join(sorted(missing))} in it",
+            "remove that file and run the simulation again, it goes on from the block before",
+        )
+    return content
 
 
 def blocks_of(folder: Path) -> Counter[int]:

@@ -5,6 +5,7 @@ start, velocities and noise are keyed by its own number, so it does not matter w
 """
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hpc_cg.learning.labels import LabelSource
     from hpc_cg.simulate.engine import Engine
     from hpc_cg.simulate.langevin import Dynamics
+    from hpc_cg.simulate.recorder import Maker
     from hpc_cg.stages.study import Study
 
 
@@ -194,7 +196,7 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
     from hpc_cg.simulate.ensemble import Limits, run_block, state_of
     from hpc_cg.simulate.exchange import Exchange
     from hpc_cg.simulate.langevin import init
-    from hpc_cg.simulate.recorder import Quarantine, last_block, read_block, write_block
+    from hpc_cg.simulate.recorder import Maker, Quarantine, last_block, read_block, write_block
     from hpc_cg.store.writer import epoch_sums
 
     config: SimulateConfig = study.tables["simulate"]
@@ -233,6 +235,7 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
         else:
             record = read_block(blocks, group, last)
             state, quarantined, rungs = state_of(record, moving.device), record.quarantined, record.state_rungs
+            _say_who_goes_on(group, last, record.maker, Maker(moving.name, moving.device.type))
         with Background() as writer:
             for block in range(0 if last is None else last + 1, config.n_blocks):
                 if asked := team.stop(longest_s):
@@ -278,6 +281,16 @@ def _moving(study: "Study") -> "tuple[ForceField, Dynamics, Engine]":
     return forcefield, dynamics, engine(config.engine, forcefield, dynamics, device, config.n_knots)
 
 
+def _say_who_goes_on(group: int, last: int, before: "Maker", now: "Maker") -> None:
+    """Warn where a group goes on by another engine: it makes the same trajectory up to rounding only."""
+    if now != before:
+        warnings.warn(
+            f"group {group} of the simulation: blocks up to {last} were made by {before.engine} on {before.device}, "
+            f"from here on they are made by {now.engine} on {now.device}",
+            stacklevel=2,
+        )
+
+
 def _dynamics(study: "Study", forcefield: "ForceField") -> "Dynamics":
     from hpc_cg.simulate.langevin import Dynamics
 
@@ -310,7 +323,6 @@ def gather(study: "Study") -> None:
 
     from hpc_cg.learning.checkpoint import load_forcefield
     from hpc_cg.learning.labels import label_source
-    from hpc_cg.simulate.recorder import read_block
     from hpc_cg.store.writer import epoch_sums
 
     config: SimulateConfig = study.tables["simulate"]
@@ -318,15 +330,30 @@ def gather(study: "Study") -> None:
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
     shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
     sample = torch.from_numpy(starts(source, shards, config.seed, config.groups[0]))
-    error = _moving(study)[2].table_error(sample)
-    records = [read_block(folder / "blocks", group, 0) for group in range(len(config.groups))]
-    used = {name: ", ".join(sorted({getattr(record, name) for record in records})) for name in ("engine", "device")}
+    moving = _moving(study)[2]
+    tables = {"table_error": moving.table_error(sample), "table_error_of": moving.name}
     step = load_forcefield(study.folder("train"))[1]
     write_json(folder / "quarantine.json", quarantine_rows(study))
-    write_json(folder / "engine.json", {"checkpoint_step": step, "table_error": error} | used)
+    write_json(folder / "engine.json", engines_of(study) | tables | {"checkpoint_step": step})
     if config.n_rungs > 1:
         write_json(folder / "exchange.json", swaps_of(study))
     collect(study)
+
+
+def engines_of(study: "Study") -> dict[str, Any]:
+    """Who made the blocks: engines and devices, how many blocks each made, and how many groups are by several."""
+    from hpc_cg.simulate.recorder import read_maker
+
+    config: SimulateConfig = study.tables["simulate"]
+    folder, blocks = study.folder("simulate") / "blocks", range(config.n_blocks)
+    makers = [[read_maker(folder, group, block) for block in blocks] for group in range(len(config.groups))]
+    counts = Counter(maker for group in makers for maker in group)
+    return {
+        "engine": ", ".join(sorted({maker.engine for maker in counts})),
+        "device": ", ".join(sorted({maker.device for maker in counts})),
+        "engines": [maker._asdict() | {"blocks": counts[maker]} for maker in sorted(counts)],
+        "mixed_engine_groups": sum(len(set(group)) > 1 for group in makers),
+    }
 
 
 def swaps_of(study: "Study") -> dict[str, Any]:
