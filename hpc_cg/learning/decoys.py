@@ -1,20 +1,27 @@
 """Decoys: displaced copies of frames, on which the network should add nothing to the priors.
 
-Far from the data a network knows nothing, and may say anything. Copies of every k-th frame, displaced by N(0, sigma^2)
-and labelled with a delta force of zero, keep it flat there. A decoy belongs to its frame: which frames have one, and
-where it lies, follow from the seed, the step and the frame, so any number of processes trains on the same ones.
+Far from the data a network knows nothing, and may say anything. Copies of one frame in k, displaced by N(0, sigma^2)
+and labelled with a delta force of zero, keep it flat there. A decoy belongs to its frame: which frames have one is
+drawn by the seed and the frame, so that any part of the frames has its share; where it lies, by the step too. So any
+number of processes trains on the same ones.
 """
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 
 from hpc_cg.learning.feed import Labelled, as_tensor
-from hpc_cg.randomness import stream
+from hpc_cg.randomness import hashed, stream
+
+
+def has_decoy(index: Int[np.ndarray, "frame"], every: int, seed: int) -> Bool[np.ndarray, "frame"]:
+    """Which frames have a decoy: each with the probability 1 / ``every``."""
+    return hashed(seed, "has a decoy", index) % np.uint64(every) == 0
 
 
 def decoys_of(batch: Labelled, every: int, sigma_nm: float, seed: int, step: int) -> Labelled | None:
     """The decoys of a batch, whose ``forces`` are delta forces of zero; None where no frame has one."""
-    chosen = np.flatnonzero(batch.index % every == 0)
+    chosen = np.flatnonzero(has_decoy(batch.index, every, seed))
     if not len(chosen):
         return None
     rows = torch.from_numpy(chosen).to(batch.positions.device)

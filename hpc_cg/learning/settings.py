@@ -22,7 +22,7 @@ class Settings:
     ema               decay of the average of the weights; 0 for none
     accumulate        parts of a batch that are done one after another
     precision         "float32", or "bfloat16" for the matrix products of the network
-    decoy_every       every so many frames have a displaced copy without delta force; 0 for none
+    decoy_every       one frame in so many has a displaced copy without delta force; 0 for none
     decoy_nm          standard deviation of the displacement
     """
 

@@ -43,7 +43,7 @@ class TrainConfig:
     accumulate         parts of each process's batch that are done one after another, to need less memory
     precision          "float32", or "bfloat16" for the matrix products of the network
     compile            whether torch.compile makes the training step
-    decoy_every        every so many frames get a copy displaced by decoy_nm, without delta force; 0 for none
+    decoy_every        one frame in so many gets a copy displaced by decoy_nm, without delta force; 0 for none
     tensorboard        whether to write the learning curves for TensorBoard too
     weight_decay       of AdamW
     filter_grid        intervals of the grid that filters are interpolated on in training; "auto" for INTERVALS for each

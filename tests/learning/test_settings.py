@@ -17,7 +17,7 @@ from test_learning import SETTINGS, feed, labels, run, trainer
 
 from hpc_cg.errors import MissingExtra, OtherNumbers, TrainingDiverged
 from hpc_cg.learning import checkpoint, forces
-from hpc_cg.learning.decoys import decoys_of
+from hpc_cg.learning.decoys import decoys_of, has_decoy
 from hpc_cg.learning.distributed import World
 from hpc_cg.learning.loop import Trainer
 from hpc_cg.learning.settings import Settings
@@ -169,7 +169,7 @@ def test_any_number_of_processes_has_the_same_decoys(tmp_path: Path) -> None:
     whole = decoys_of(feed(source, SETTINGS).train(3), 4, 0.05, seed=5, step=3)
     parts = [decoys_of(feed(source, SETTINGS, World(rank, 3)).train(3), 4, 0.05, seed=5, step=3) for rank in range(3)]
     assert sorted(whole.index) == sorted(np.concatenate([part.index for part in parts]))
-    assert (whole.index % 4 == 0).all() and not whole.forces.any()
+    assert has_decoy(whole.index, 4, seed=5).all() and not whole.forces.any()
     for part in parts:
         for row, index in enumerate(part.index):
             assert torch.equal(part.positions[row], whole.positions[list(whole.index).index(index)])
@@ -180,9 +180,20 @@ def test_any_number_of_processes_has_the_same_decoys(tmp_path: Path) -> None:
 def test_decoys_are_displaced_copies_of_their_frames() -> None:
     batch = feed(labels(), replace(SETTINGS, batch_size=480)).train(0)
     found = decoys_of(batch, 2, 0.03, seed=1, step=0)
-    own = batch.positions[np.flatnonzero(batch.index % 2 == 0)]
+    own = batch.positions[np.flatnonzero(has_decoy(batch.index, 2, seed=1))]
     assert float((found.positions - own).std()) == pytest.approx(0.03, rel=0.05)
-    assert decoys_of(batch, 10**6 + 1, 0.03, 1, 0) is None or 0 in batch.index
+    assert decoys_of(batch, 10**12, 0.03, 1, 0) is None
+
+
+@pytest.mark.parametrize("every", [1, 2, 10])
+def test_any_part_of_the_frames_has_its_share_of_decoys(every: int) -> None:
+    """Every k-th frame of them too, as train.fraction takes them."""
+    parts = [np.arange(200_000)[subset::10] for subset in range(10)] + [np.arange(20_000)]
+    shares = [has_decoy(part, every, seed=3).mean() for part in parts]
+    error = (1 / every * (1 - 1 / every) / 20_000) ** 0.5
+    assert shares == pytest.approx(np.full(11, 1 / every), abs=4.5 * error)
+    one, other = (has_decoy(np.arange(20_000), every, seed) for seed in (3, 4))
+    assert every == 1 or (one & other).mean() == pytest.approx(1 / every**2, abs=0.01)
 
 
 def test_decoys_keep_the_network_flat_outside_the_data(tmp_path: Path) -> None:
