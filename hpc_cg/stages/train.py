@@ -129,6 +129,9 @@ class TrainConfig:
     def _settings_go_together(self) -> "TrainConfig":
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate = {self.accumulate} is more than batch_size = {self.batch_size}.")
+        if self.final_learning_rate > self.learning_rate:
+            final, peak = self.final_learning_rate, self.learning_rate
+            raise ValueError(f"final_learning_rate = {final} is more than learning_rate = {peak}, the peak.")
         if self.compile and self.pairs == "compiled":
             raise ValueError('compile = true makes tensor operations quicker, pairs = "compiled" has none: take one.')
         return self

@@ -238,10 +238,19 @@ def test_curves_are_written_for_tensorboard_too(tmp_path: Path) -> None:
     assert found == pytest.approx({row["step"]: row["residual"] for row in rows}, rel=1e-6)
 
 
-def test_settings_that_exclude_one_another_are_refused() -> None:
-    for wrong in ({"compile": True, "pairs": "compiled"}, {"accumulate": 300}, {"ema": 1.0}, {"schedule": "steps"}):
-        with pytest.raises(ValidationError):
-            TrainConfig(**wrong)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"compile": True, "pairs": "compiled"}, "take one"),
+        ({"accumulate": 300}, "more than batch_size = 256"),
+        ({"learning_rate": 1e-6}, "final_learning_rate = 1e-05 is more than learning_rate = 1e-06"),
+        ({"ema": 1.0}, "less than 1"),
+        ({"schedule": "steps"}, "'cosine' or 'plateau'"),
+    ],
+)
+def test_settings_that_exclude_one_another_are_refused(wrong: dict, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TrainConfig(**wrong)
 
 
 def test_every_word_of_the_table_is_heard_by_the_trainer_or_read_by_a_stage() -> None:
