@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpc_cg.errors import OtherNumbers
+from hpc_cg.errors import NoCompiler, OtherNumbers
 from hpc_cg.forcefield import fused
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.grid import Grid
@@ -54,7 +54,13 @@ def choose_grid(settings: Settings, device: torch.device) -> Grid | None:
     if not settings.filter_grid:
         return None
     on_cpu = device.type == "cpu"
-    if settings.pairs == "compiled" and on_cpu:
+    if settings.pairs == "compiled":
+        if not on_cpu:
+            raise NoCompiler(
+                'sums over pairs by compiled code (train.pairs = "compiled")',
+                f"a training on {device.type}, for which there is none",
+                'set train.pairs = "auto"',
+            )
         fused.require()
     compiled = settings.pairs != "torch" and on_cpu and not settings.compile and fused.available()
     # an accelerator has arithmetic to spare, and would wait to learn which knots are used; torch.compile likewise

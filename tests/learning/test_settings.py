@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from test_learning import SETTINGS, feed, labels, run, trainer
 
-from hpc_cg.errors import MissingExtra, OtherNumbers, TrainingDiverged
+from hpc_cg.errors import MissingExtra, NoCompiler, OtherNumbers, TrainingDiverged
 from hpc_cg.learning import checkpoint, forces
 from hpc_cg.learning.decoys import decoys_of, has_decoy
 from hpc_cg.learning.distributed import World
@@ -242,6 +242,7 @@ def test_curves_are_written_for_tensorboard_too(tmp_path: Path) -> None:
     ("wrong", "said"),
     [
         ({"compile": True, "pairs": "compiled"}, "take one"),
+        ({"filter_grid": 0, "pairs": "compiled"}, "take one"),
         ({"accumulate": 300}, "more than batch_size = 256"),
         ({"learning_rate": 1e-6}, "final_learning_rate = 1e-05 is more than learning_rate = 1e-06"),
         ({"ema": 1.0}, "less than 1"),
@@ -306,3 +307,11 @@ def test_compiled_pairs_are_used_where_they_can_be_and_said(tmp_path: Path) -> N
     settings = replace(SETTINGS, filter_grid=64)
     found = {name: trainer(tmp_path, replace(settings, pairs=name)).way.pairs for name in ("auto", "torch")}
     assert found == {"auto": "compiled" if fused.available() else "torch", "torch": "torch"}
+
+
+def test_compiled_pairs_are_refused_on_an_accelerator_and_not_left_out() -> None:
+    """They are code for processors; the name of the device is enough to know."""
+    settings, gpu = replace(SETTINGS, filter_grid=64), torch.device("cuda")
+    with pytest.raises(NoCompiler, match='training on cuda.*Set train.pairs = "auto"'):
+        forces.choose_grid(replace(settings, pairs="compiled"), gpu)
+    assert not forces.choose_grid(settings, gpu).compiled
