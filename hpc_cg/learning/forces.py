@@ -21,7 +21,7 @@ BFLOAT16_TOLERANCE = 0.02
 """Rms difference of forces in bfloat16 from those in float32, over their rms."""
 
 COMPILE_TOLERANCE = 1e-4
-"""The same for what torch.compile makes in float32, of forces and of gradients."""
+"""The same for what torch.compile makes, of forces and of gradients."""
 
 CHECKED = 256
 """Held-out frames of each process that forces are compared on."""
@@ -90,12 +90,36 @@ def check_precision(way: Way, held_out: Sequence[Labelled], world: World) -> flo
     return error
 
 
-def compiled_by_torch(way: Way, sample: Labelled) -> Callable[[Tensor], Tensor]:
-    """The way as torch.compile makes it, compared on the frames of ``sample``: forces, and gradients of a loss.
+@dataclass(frozen=True)
+class CompiledWay:
+    """A way as torch.compile makes it, for the numbers of frames that come again and again.
 
-    Raises OtherNumbers where they differ, or where this torch cannot compile it here.
+    torch.compile makes a step for each number of frames, and no more than some; another number goes the plain way.
+    """
+
+    plain: Way
+    quick: Callable[[Tensor], Tensor]
+    n_frames: frozenset[int]
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Forces of the network (frame bead 3; kJ/mol/nm)."""
+        return self.quick(positions) if len(positions) in self.n_frames else self.plain(positions)
+
+
+def compiled_by_torch(way: Way, samples: Sequence[Labelled]) -> CompiledWay:
+    """The way as torch.compile makes it for as many frames as each sample has: one or two numbers in a training.
+
+    It is compared on the samples: forces, and gradients of a loss. Raises OtherNumbers where they differ, or where this
+    torch cannot compile it here.
     """
     quick = torch.compile(way, dynamic=False)
+    for sample in samples:
+        _compare(way, quick, sample)
+    return CompiledWay(way, quick, frozenset(len(sample.positions) for sample in samples))
+
+
+def _compare(way: Way, quick: Callable[[Tensor], Tensor], sample: Labelled) -> None:
+    """Raises OtherNumbers where ``quick`` fails, or gives other forces or gradients than the way."""
     parameters = [p for p in way.forcefield.parameters() if p.requires_grad]
     wanted, gradient = _forces_and_gradient(way, sample, parameters)
     try:
@@ -106,16 +130,14 @@ def compiled_by_torch(way: Way, sample: Labelled) -> Callable[[Tensor], Tensor]:
             f"torch.compile failing ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
             "set train.compile = false, or install a C++ compiler",
         ) from error
-    tolerance = BFLOAT16_TOLERANCE if way.half else COMPILE_TOLERANCE
     for what, one, two in (("forces", found, wanted), ("gradients", other, gradient)):
         difference = float((one - two).norm() / two.norm())
-        if not difference <= tolerance:
+        if not difference <= COMPILE_TOLERANCE:
             raise OtherNumbers(
                 f"the same {what} with train.compile",
                 f"a relative difference of {difference:.1e}",
                 "set train.compile = false",
             )
-    return quick
 
 
 def _forces_and_gradient(

@@ -196,8 +196,9 @@ class Trainer:
         if self.way.half:
             error = check_precision(self.way, self.feed.validation(), self.world)
         if self.settings.compile:
-            n_frames = max(1, self.settings.batch_size // self.world.size // self.settings.accumulate)
-            self.network_forces = compiled_by_torch(self.way, self.feed.same(n_frames))
+            # every batch of this process is cut into parts of the same one or two sizes
+            parts = {len(part.index): part for part in self._parts(self.feed.train(self.step))}
+            self.network_forces = compiled_by_torch(self.way, tuple(parts.values()))
         return error
 
     def _check_world(self) -> None:

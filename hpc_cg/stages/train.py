@@ -134,6 +134,8 @@ class TrainConfig:
             raise ValueError(f"final_learning_rate = {final} is more than learning_rate = {peak}, the peak.")
         if self.compile and self.pairs == "compiled":
             raise ValueError('compile = true makes tensor operations quicker, pairs = "compiled" has none: take one.')
+        if self.compile and self.precision == "bfloat16":
+            raise ValueError('compile = true does not round where precision = "bfloat16" rounds: take one.')
         if self.filter_grid == 0 and self.pairs == "compiled":
             raise ValueError('pairs = "compiled" interpolates filters, filter_grid = 0 does not: take one.')
         return self

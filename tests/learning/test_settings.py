@@ -243,6 +243,7 @@ def test_curves_are_written_for_tensorboard_too(tmp_path: Path) -> None:
     [
         ({"compile": True, "pairs": "compiled"}, "take one"),
         ({"filter_grid": 0, "pairs": "compiled"}, "take one"),
+        ({"compile": True, "precision": "bfloat16"}, "take one"),
         ({"accumulate": 300}, "more than batch_size = 256"),
         ({"learning_rate": 1e-6}, "final_learning_rate = 1e-05 is more than learning_rate = 1e-06"),
         ({"ema": 1.0}, "less than 1"),
@@ -281,11 +282,17 @@ import sys, torch
 from dataclasses import replace
 from pathlib import Path
 from test_learning import SETTINGS, run, trainer
-compile = torch.compile
-torch.compile = lambda way, **options: compile(way, backend="aot_eager", **options)  # no minutes for C++
-settings = replace(SETTINGS, steps=2, filter_grid=64, pairs="torch")
+compile, made = torch.compile, []
+def noted(frames, inputs):
+    made.append(inputs[0].shape)
+    return aot_autograd(fw_compiler=lambda graph, _: graph)(frames, inputs)  # no minutes for C++
+from torch._dynamo.backends.common import aot_autograd
+torch.compile = lambda way, **options: compile(way, backend=noted, **options)
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+settings = replace(SETTINGS, steps=14, filter_grid=64, pairs="torch", accumulate=3, decoy_every=2)
 plain, quick = (trainer(Path(sys.argv[1]) / str(on), replace(settings, compile=on)) for on in (False, True))
 run(plain), run(quick)
+assert quick.network_forces.n_frames == {10, 11} and len(made) == 2, (quick.network_forces.n_frames, made)
 one, two = ([value.clone() for value in x.forcefield.state_dict().values()] for x in (plain, quick))
 start = list(trainer(Path(sys.argv[1]) / "start").forcefield.state_dict().values())
 apart, moved = (sum(float((x - y).square().sum()) for x, y in zip(one, z)) ** 0.5 for z in (two, start))
@@ -293,8 +300,11 @@ assert quick.network_forces is not quick.way and apart < 0.01 * moved, (apart, m
 """
 
 
-def test_a_step_that_torch_compile_makes_is_the_plain_one(tmp_path: Path) -> None:
-    """In a process of its own, without the checks of shapes that tests add, which torch.compile cannot read."""
+def test_a_step_that_torch_compile_makes_is_the_plain_one_and_is_made_for_two_sizes_only(tmp_path: Path) -> None:
+    """Batches of 32 in three parts, and decoys whose number changes.
+
+    In a process of its own, without the checks of shapes that tests add, which torch.compile cannot read.
+    """
     environment = os.environ | {"PYTHONPATH": PATH, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     line = [sys.executable, "-c", COMPILE, str(tmp_path)]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400, check=False)
