@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from torch import Tensor
 from hpc_cg.errors import BrokenLaunch
 
 TOLERANCE = 1e-3
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,27 @@ def join(rank: int, size: int, master_addr: str, master_port: int, timeout_s: fl
                 "set MASTER_ADDR to the first node's name and MASTER_PORT to a free port",
             ) from error
     return World(rank, size)
+
+
+def together(what: str, act: Callable[[], Result], world: World, device: torch.device) -> Result:
+    """Do on every process what may fail on some; where it fails on any, it fails on all.
+
+    Else those where it did not fail would wait for the others for ever, at the next sum. Every process calls this.
+    Raises what ``act`` raises; on the other processes BrokenLaunch, which says ``what`` failed.
+    """
+    try:
+        found = act()
+    except Exception:
+        world.sum_(torch.ones(1, device=device))
+        raise
+    failed = int(world.sum_(torch.zeros(1, device=device)))
+    if failed:
+        raise BrokenLaunch(
+            f"{what} on all of {world.size} processes",
+            f"{failed} where it fails",
+            "look at what these say: most often versions, packages or compilers differ between nodes",
+        )
+    return found
 
 
 def sum_gradients(parameters: Sequence[Tensor], world: World, flags: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from hpc_cg.learning import checkpoint as checkpoints
 from hpc_cg.learning.average import Average
 from hpc_cg.learning.board import open_board, write_row
 from hpc_cg.learning.decoys import decoys_of
-from hpc_cg.learning.distributed import World, check_gradients, sum_gradients
+from hpc_cg.learning.distributed import World, check_gradients, sum_gradients, together
 from hpc_cg.learning.feed import Feed, Labelled
 from hpc_cg.learning.forces import Way, check_precision, choose_grid, compiled_by_torch
 from hpc_cg.learning.loss import ForceErrors, error_sums, errors_of, sum_of_squares
@@ -66,7 +66,8 @@ class Trainer:
     ):
         self.forcefield, self.feed, self.settings, self.world, self.folder = forcefield, feed, settings, world, folder
         self.device = next(forcefield.parameters()).device
-        self.exact = Way(forcefield, choose_grid(settings, self.device))
+        grid = together("the grid of filters", lambda: choose_grid(settings, self.device), world, self.device)
+        self.exact = Way(forcefield, grid)
         self.way = Way(forcefield, self.exact.grid, half=settings.precision == "bfloat16")
         self.network_forces: Callable[[Tensor], Tensor] = self.way
         self.parameters = [p for p in forcefield.parameters() if p.requires_grad]
@@ -90,11 +91,12 @@ class Trainer:
 
         report    called with the step and a short note after each step
         stopped   asked at each step boundary
-        Raises TrainingDiverged with the frames that caused it; OtherNumbers, MissingExtra.
+        Raises TrainingDiverged with the frames that caused it; OtherNumbers, MissingExtra; BrokenLaunch where another
+        process raises one of these two.
         """
         self._resume()
-        if self.settings.tensorboard and self.world.rank == 0:
-            self.board = open_board(self.folder, self.step + 1)
+        if self.settings.tensorboard:
+            self.board = together("train.tensorboard", self._open_board, self.world, self.device)
         errors = self._validate()
         self.scale = errors.delta
         precision_error = self._check_ways()
@@ -120,6 +122,10 @@ class Trainer:
             errors = ForceErrors(**self.best["errors"])
         chosen = self.step if self.best is None else self.progress.best_step
         return Outcome(self.finished, self.step, chosen, errors, rate, self._grid_error(), precision_error)
+
+    def _open_board(self) -> Any:
+        """What the first process writes learning curves to; None on the others."""
+        return open_board(self.folder, self.step + 1) if self.world.rank == 0 else None
 
     @property
     def finished(self) -> bool:
@@ -198,7 +204,9 @@ class Trainer:
         if self.settings.compile:
             # every batch of this process is cut into parts of the same one or two sizes
             parts = {len(part.index): part for part in self._parts(self.feed.train(self.step))}
-            self.network_forces = compiled_by_torch(self.way, tuple(parts.values()))
+            self.network_forces = together(
+                "train.compile", lambda: compiled_by_torch(self.way, tuple(parts.values())), self.world, self.device
+            )
         return error
 
     def _check_world(self) -> None:

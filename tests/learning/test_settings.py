@@ -88,16 +88,54 @@ world.close()
 """
 
 
+FAILS_ON_ONE = """
+import sys, torch
+from dataclasses import replace
+from pathlib import Path
+from test_learning import SETTINGS, feed, forcefield, labels, run
+from hpc_cg.errors import BrokenLaunch, MissingExtra, NoCompiler, OtherNumbers
+from hpc_cg.forcefield import fused
+from hpc_cg.learning.distributed import join
+from hpc_cg.learning.loop import Trainer
+rank = int(sys.argv[2])
+world, source, said = join(rank, 2, "127.0.0.1", int(sys.argv[3]), timeout_s=60.0), labels(), []
+if rank == 0:
+    sys.modules["torch.utils.tensorboard"] = None
+def fails(*_, **__):
+    raise NoCompiler("pairs", "none", "install one")
+torch.compile = lambda way, **_: fails if rank == 1 else way
+fused.require = fails if rank == 1 else lambda: None
+for change in ({"tensorboard": True}, {"compile": True}, {"pairs": "compiled", "filter_grid": 64}):
+    settings = replace(SETTINGS, **change)
+    try:
+        run(Trainer(forcefield(source), feed(source, settings, world), settings, world, Path(sys.argv[1])))
+    except (BrokenLaunch, MissingExtra, NoCompiler, OtherNumbers) as error:
+        said.append(type(error))
+wanted = [[MissingExtra, BrokenLaunch, BrokenLaunch], [BrokenLaunch, OtherNumbers, NoCompiler]]
+assert said == wanted[rank], said
+world.close()
+"""
+
+
+def in_two_processes(code: str, folder: Path) -> list[int]:
+    """The exit codes of two processes that meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    lines = [[sys.executable, "-c", code, str(folder), rank, port] for rank in "01"]
+    started = [subprocess.Popen(line, env=os.environ | {"PYTHONPATH": PATH}) for line in lines]
+    return [process.wait(300) for process in started]
+
+
+def test_what_fails_on_one_process_fails_on_all_and_none_waits_for_ever(tmp_path: Path) -> None:
+    assert in_two_processes(FAILS_ON_ONE, tmp_path) == [0, 0]
+
+
 def test_a_training_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", EVERYTHING)
     run(whole)
     run(trainer(tmp_path / "parts", EVERYTHING), stop_at=5)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    lines = [[sys.executable, "-c", RESUME, str(tmp_path / "parts"), rank, port] for rank in "01"]
-    started = [subprocess.Popen(line, env=os.environ | {"PYTHONPATH": PATH}) for line in lines]
-    assert [process.wait(300) for process in started] == [0, 0]
+    assert in_two_processes(RESUME, tmp_path / "parts") == [0, 0]
     one, two = (checkpoint.newest(tmp_path / name) for name in ("whole", "parts"))
     assert one.step == two.step == EVERYTHING.steps
     same = ("best_step", "waited", "idle", "reductions")
