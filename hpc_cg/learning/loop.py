@@ -8,6 +8,7 @@ optimizer, the progress on held-out frames and the step, and these are what a ch
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class Outcome:
     """How a training ended: all its steps done, ended early, or stopped at a step boundary and saved.
 
     validation       errors of the weights that simulation uses, those of ``chosen_step``
-    grid_error       rms error of forces that the grid causes, over the rms of the network's forces; 0 without a grid
+    grid_error       of these weights: rms error of forces that the grid causes, over the rms of the network's forces; 0
+                     without a grid
     precision_error  the same of bfloat16 at the start; 0 in float32
     """
 
@@ -121,7 +123,9 @@ class Trainer:
         if self.best is not None:
             errors = ForceErrors(**self.best["errors"])
         chosen = self.step if self.best is None else self.progress.best_step
-        return Outcome(self.finished, self.step, chosen, errors, rate, self._grid_error(), precision_error)
+        with self._chosen_in_place():
+            grid_error = self._grid_error()
+        return Outcome(self.finished, self.step, chosen, errors, rate, grid_error, precision_error)
 
     def _open_board(self) -> Any:
         """What the first process writes learning curves to; None on the others."""
@@ -189,7 +193,7 @@ class Trainer:
 
     @torch.no_grad()
     def _grid_error(self) -> float:
-        """What the grid does to the forces of the present weights, on the same frames on every process."""
+        """What the grid does to the forces, on the same frames on every process."""
         if self.exact.grid is None:
             return 0.0
         positions = self.feed.same(CHECK_FRAMES).positions
@@ -264,6 +268,20 @@ class Trainer:
         """A copy of the weights that are judged: their average, where there is one."""
         with self.average.in_place():
             return {name: value.detach().cpu().clone() for name, value in self.forcefield.state_dict().items()}
+
+    @contextmanager
+    def _chosen_in_place(self) -> Iterator[None]:
+        """The weights that simulation uses instead of those that are trained, while this lasts."""
+        if self.best is None:
+            with self.average.in_place():
+                yield
+            return
+        own = {name: value.clone() for name, value in self.forcefield.state_dict().items()}
+        self.forcefield.load_state_dict(self.best["model"])
+        try:
+            yield
+        finally:
+            self.forcefield.load_state_dict(own)
 
     def _save(self, description: dict[str, Any]) -> None:
         if self.world.rank == 0:

@@ -202,6 +202,20 @@ def test_the_grid_trains_to_the_weights_of_the_filters_themselves(tmp_path: Path
     assert (weights(grid) - weights(exact)).norm() < 0.01 * (weights(exact) - start).norm()
 
 
+@pytest.mark.parametrize("change", [{"ema": 0.99}, {"ema": 0.9, "early_stop": 4}, {"early_stop": 4}, {}])
+def test_what_the_grid_does_is_told_of_the_weights_that_are_simulated(tmp_path: Path, change: dict) -> None:
+    settings = replace(SETTINGS, steps=12, learning_rate=0.1, validate_every=1, filter_grid=64, **change)
+    one = trainer(tmp_path, settings)
+    before, outcome = weights(one), run(one)
+    judge = trainer(tmp_path / "judge", settings)
+    judge.forcefield.load_state_dict(checkpoint.load_forcefield(tmp_path)[0].state_dict())
+    assert outcome.grid_error == judge._grid_error()
+    kept = checkpoint.newest(tmp_path)
+    judge.forcefield.load_state_dict(kept.model)  # what is trained is there again afterwards, and is something else
+    assert torch.equal(weights(judge), weights(one)) and not torch.equal(before, weights(one))
+    assert bool(change) == (outcome.grid_error != judge._grid_error())
+
+
 def test_any_number_of_processes_has_the_same_decoys(tmp_path: Path) -> None:
     source = labels()
     whole = decoys_of(feed(source, SETTINGS).train(3), 4, 0.05, seed=5, step=3)
