@@ -67,11 +67,8 @@ def choose_grid(settings: Settings, device: torch.device) -> Grid | None:
     return Grid(settings.filter_grid, compiled, all_knots=not on_cpu or settings.compile)
 
 
-def check_precision(way: Way, held_out: Sequence[Labelled], world: World) -> float:
-    """The rms difference of a way's forces from those in float32, over their rms, on held-out frames of all processes.
-
-    Raises OtherNumbers where it is larger than BFLOAT16_TOLERANCE.
-    """
+def precision_error(way: Way, held_out: Sequence[Labelled], world: World) -> float:
+    """The rms difference of a way's forces from those in float32, over their rms, on held-out frames."""
     plain = Way(way.forcefield, way.grid)
     device = next(way.forcefield.parameters()).device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -80,14 +77,17 @@ def check_precision(way: Way, held_out: Sequence[Labelled], world: World) -> flo
             wanted, found = plain(part.positions[:CHECKED]), way(part.positions[:CHECKED])
             sums += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).double()
     apart, whole = world.sum_(sums).tolist()
-    error = (apart / whole) ** 0.5 if whole else float("inf")
+    return (apart / whole) ** 0.5 if whole else float("inf")
+
+
+def refuse_precision(error: float) -> None:
+    """Raises OtherNumbers where the error of the precision is larger than BFLOAT16_TOLERANCE."""
     if not error <= BFLOAT16_TOLERANCE:
         raise OtherNumbers(
             'the forces of float32 with train.precision = "bfloat16"',
             f"a relative difference of {error:.1e} on held-out frames, more than {BFLOAT16_TOLERANCE}",
             'set train.precision = "float32"',
         )
-    return error
 
 
 @dataclass(frozen=True)

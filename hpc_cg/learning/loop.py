@@ -26,7 +26,7 @@ from hpc_cg.learning.board import open_board, write_row
 from hpc_cg.learning.decoys import decoys_of
 from hpc_cg.learning.distributed import World, check_gradients, sum_gradients, together
 from hpc_cg.learning.feed import Feed, Labelled
-from hpc_cg.learning.forces import Way, check_precision, choose_grid, compiled_by_torch
+from hpc_cg.learning.forces import Way, choose_grid, compiled_by_torch, precision_error, refuse_precision
 from hpc_cg.learning.loss import ForceErrors, error_sums, errors_of, sum_of_squares
 from hpc_cg.learning.schedule import Progress
 from hpc_cg.learning.settings import Settings
@@ -43,7 +43,8 @@ class Outcome:
     validation       errors of the weights that simulation uses, those of ``chosen_step``
     grid_error       of these weights: rms error of forces that the grid causes, over the rms of the network's forces; 0
                      without a grid
-    precision_error  the same of bfloat16 at the start; 0 in float32
+    precision_error  the same that bfloat16 causes; 0 in float32
+    precision_error_at_start  of the weights that training began with, which decided whether it may be used
     """
 
     finished: bool
@@ -53,6 +54,7 @@ class Outcome:
     frames_per_s: float
     grid_error: float
     precision_error: float
+    precision_error_at_start: float
 
 
 class Trainer:
@@ -81,6 +83,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.step = 0
         self.scale = 1.0
+        self.error_at_start = 0.0
         self.curves: list[dict[str, Any]] = []
         self.running = [0.0, 0]
         self.seconds = 0.0
@@ -101,7 +104,7 @@ class Trainer:
             self.board = together("train.tensorboard", self._open_board, self.world, self.device)
         errors = self._validate()
         self.scale = errors.delta
-        precision_error = self._check_ways()
+        self._check_ways()
         if self.world.size > 1:
             self._check_world()
         note, ask_stop = self._note(errors), False
@@ -124,8 +127,8 @@ class Trainer:
             errors = ForceErrors(**self.best["errors"])
         chosen = self.step if self.best is None else self.progress.best_step
         with self._chosen_in_place():
-            grid_error = self._grid_error()
-        return Outcome(self.finished, self.step, chosen, errors, rate, grid_error, precision_error)
+            ways = self._grid_error(), self._precision_error()
+        return Outcome(self.finished, self.step, chosen, errors, rate, *ways, self.error_at_start)
 
     def _open_board(self) -> Any:
         """What the first process writes learning curves to; None on the others."""
@@ -200,18 +203,23 @@ class Trainer:
         exact = self.forcefield.delta(positions)
         return float(((self.exact(positions) - exact).square().mean() / exact.square().mean()).sqrt())
 
-    def _check_ways(self) -> float:
-        """Compare the quicker ways to forces with the plain one; returns the error of the precision."""
-        error = 0.0
-        if self.way.half:
-            error = check_precision(self.way, self.feed.validation(), self.world)
+    def _precision_error(self) -> float:
+        return precision_error(self.way, self.feed.validation(), self.world) if self.way.half else 0.0
+
+    def _check_ways(self) -> None:
+        """Compare the quicker ways to forces with the plain one.
+
+        The precision at the first step only: an interruption must not change whether a training may go on.
+        """
+        if self.step == 0:
+            self.error_at_start = self._precision_error()
+            refuse_precision(self.error_at_start)
         if self.settings.compile:
             # every batch of this process is cut into parts of the same one or two sizes
             parts = {len(part.index): part for part in self._parts(self.feed.train(self.step))}
             self.network_forces = together(
                 "train.compile", lambda: compiled_by_torch(self.way, tuple(parts.values())), self.world, self.device
             )
-        return error
 
     def _check_world(self) -> None:
         batch = self.feed.same(CHECK_FRAMES)
@@ -286,7 +294,7 @@ class Trainer:
     def _save(self, description: dict[str, Any]) -> None:
         if self.world.rank == 0:
             cursor = {"step": self.step, "curves": self.curves, "running": self.running, "seconds": self.seconds}
-            cursor |= {"progress": asdict(self.progress)}
+            cursor |= {"progress": asdict(self.progress), "precision_error_at_start": self.error_at_start}
             chosen, errors = (self.best["model"], self.best["errors"]) if self.best else (None, None)
             state = checkpoints.Checkpoint(
                 step=self.step,
@@ -311,5 +319,6 @@ class Trainer:
         self.optimizer.load_state_dict(found.optimizer)
         self.step, self.curves, self.running = found.step, found.cursor["curves"], found.cursor["running"]
         self.seconds, self.progress = found.cursor["seconds"], Progress(**found.cursor["progress"])
+        self.error_at_start = found.cursor["precision_error_at_start"]
         if found.best is not None:
             self.best = {"model": found.best, "errors": found.cursor["best_errors"]}

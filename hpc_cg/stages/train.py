@@ -288,7 +288,8 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
             | {"train_frames": feed.n_train, "held_out_frames": feed.n_held_out, "in_memory": feed.in_memory}
             | {"frames_per_s": outcome.frames_per_s, "processes": world.size}
             | {"step": outcome.step, "chosen_step": outcome.chosen_step, "pairs": trainer.way.pairs}
-            | {"grid_error": outcome.grid_error, "precision_error": outcome.precision_error},
+            | {"grid_error": outcome.grid_error, "precision_error": outcome.precision_error}
+            | {"precision_error_at_start": outcome.precision_error_at_start},
         )
     return outcome.finished
 

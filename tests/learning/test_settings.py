@@ -263,11 +263,27 @@ def test_decoys_keep_the_network_flat_outside_the_data(tmp_path: Path) -> None:
 def test_half_precision_is_compared_with_single_on_held_out_frames(tmp_path: Path, monkeypatch) -> None:
     settings = replace(SETTINGS, precision="bfloat16", filter_grid=512)
     outcome = run(trainer(tmp_path / "half", settings))
-    assert 0.0 < outcome.precision_error < forces.BFLOAT16_TOLERANCE
-    assert run(trainer(tmp_path / "single")).precision_error == 0.0
+    assert 0.0 < outcome.precision_error_at_start < forces.BFLOAT16_TOLERANCE
+    single = run(trainer(tmp_path / "single"))
+    assert (single.precision_error, single.precision_error_at_start) == (0.0, 0.0)
     monkeypatch.setattr(forces, "BFLOAT16_TOLERANCE", 1e-6)
     with pytest.raises(OtherNumbers, match='Set train.precision = "float32"'):
         run(trainer(tmp_path / "refused", settings))
+
+
+def test_an_interruption_changes_neither_whether_half_precision_is_used_nor_what_is_told_of_it(
+    tmp_path: Path, monkeypatch
+) -> None:
+    settings = replace(SETTINGS, precision="bfloat16", filter_grid=512, learning_rate=0.05, early_stop=20, ema=0.5)
+    whole, parts = trainer(tmp_path / "whole", settings), tmp_path / "parts"
+    outcome = run(whole)
+    assert outcome.precision_error not in (0.0, outcome.precision_error_at_start)
+    run(trainer(parts, settings), stop_at=6)
+    monkeypatch.setattr(forces, "BFLOAT16_TOLERANCE", 1e-6)  # whatever the weights are by now
+    assert replace(run(trainer(parts, settings)), frames_per_s=0.0) == replace(outcome, frames_per_s=0.0)
+    judge = trainer(tmp_path / "judge", settings)
+    judge.forcefield.load_state_dict(checkpoint.load_forcefield(parts)[0].state_dict())
+    assert judge._precision_error() == outcome.precision_error
 
 
 def test_curves_for_tensorboard_are_refused_without_its_package(tmp_path: Path, monkeypatch) -> None:
