@@ -7,7 +7,7 @@ optimizer, the progress on held-out frames and the step, and these are what a ch
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_cg.errors import TrainingDiverged
+from hpc_cg.errors import BadFrames, TrainingDiverged
 from hpc_cg.files import write_text
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.learning import checkpoint as checkpoints
@@ -96,13 +96,15 @@ class Trainer:
 
         report    called with the step and a short note after each step
         stopped   asked at each step boundary
-        Raises TrainingDiverged with the frames that caused it; OtherNumbers, MissingExtra; BrokenLaunch where another
-        process raises one of these two.
+        Raises TrainingDiverged and BadFrames with the frames that caused it; OtherNumbers, MissingExtra; BrokenLaunch
+        where another process raises one of these two.
         """
         self._resume()
         if self.settings.tensorboard:
             self.board = together("train.tensorboard", self._open_board, self.world, self.device)
         errors = self._validate()
+        if not np.isfinite(errors.delta):
+            raise self._bad_held_out()
         self.scale = errors.delta
         self._check_ways()
         if self.world.size > 1:
@@ -230,16 +232,35 @@ class Trainer:
     def _diverged(self, batch: Labelled) -> TrainingDiverged:
         """The error that names frames of all processes whose labels or forces are no numbers."""
         bad = [part.index[self._is_bad(part)] for part in self._parts(batch)]
-        own = torch.from_numpy(np.concatenate(bad)[:NAMED]).long()
-        found = torch.zeros((self.world.size, NAMED), dtype=torch.int64)
-        found[self.world.rank, : len(own)] = own + 1  # zero is no frame
-        found = self.world.sum_(found.to(self.device)).cpu()
-        where = self.feed.names((found[found > 0] - 1).numpy()) or ["no single frame: the parameters themselves"]
+        where = self._names(bad) or ["no single frame: the parameters themselves"]
         return TrainingDiverged(
             f"a finite loss at step {self.step}",
             f"none, caused by {', '.join(where)}",
             "lower train.learning_rate, or look at those frames; the newest checkpoint is kept",
         )
+
+    @torch.no_grad()
+    def _bad_held_out(self) -> BadFrames:
+        """The error that names held-out frames of all processes whose labels, or priors, are no numbers."""
+        bad = []
+        for part in self.feed.validation():
+            delta = part.forces - self.forcefield.prior(part.positions).forces
+            squares = delta.square().mean(dim=(1, 2)) * part.weights
+            bad.append(part.index[~torch.isfinite(squares).cpu().numpy()])
+        where = self._names(bad) or ["no single frame: their sum"]
+        return BadFrames(
+            "errors of the priors on held-out frames",
+            f"one that is no number, caused by {', '.join(where)}",
+            "look at those frames in the archive, and at prepare.force_limit",
+        )
+
+    def _names(self, bad: Sequence[np.ndarray]) -> list[str]:
+        """Where some of the frames come from that any process found bad."""
+        own = torch.from_numpy(np.concatenate([np.arange(0), *bad])[:NAMED]).long()
+        found = torch.zeros((self.world.size, NAMED), dtype=torch.int64)
+        found[self.world.rank, : len(own)] = own + 1  # zero is no frame
+        found = self.world.sum_(found.to(self.device)).cpu()
+        return self.feed.names((found[found > 0] - 1).numpy())
 
     @torch.no_grad()
     def _is_bad(self, part: Labelled) -> np.ndarray:

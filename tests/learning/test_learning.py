@@ -9,7 +9,7 @@ import torch
 from toy import BEADS, TEMPERATURE_K, frames, stiffness
 
 from hpc_cg.beads import bead_system
-from hpc_cg.errors import DamagedProduct, NotSealed, TrainingDiverged
+from hpc_cg.errors import BadFrames, DamagedProduct, NotSealed, TrainingDiverged
 from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
@@ -110,6 +110,16 @@ def test_a_frame_that_is_no_number_is_named_when_the_loss_is_none(tmp_path: Path
     with pytest.raises(TrainingDiverged, match="segment 0 frame 17"):
         for _ in range(15):
             one._train_one_step(False)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e30])
+def test_a_held_out_label_that_is_no_number_is_named_and_not_the_parameters(tmp_path: Path, wrong: float) -> None:
+    source = labels()
+    one = trainer(tmp_path, source=source)
+    source.frames.forces[[497, 531]] = wrong
+    with pytest.raises(BadFrames, match="held-out frames: found .* segment 0 frame 497, segment 0 frame 531"):
+        run(one)
+    assert one.step == 0
 
 
 def test_gradients_of_shares_add_up_to_the_gradient_of_the_batch(tmp_path: Path) -> None:
