@@ -1,7 +1,8 @@
 """A study: the tables of all stages together, and every path of a run.
 
 The fingerprint of a stage hashes its own table and the fingerprints of the stages it reads: changing a late table
-leaves early products sealed, changing an early one makes the later ones stale.
+leaves early products sealed, changing an early one makes the later ones stale. Settings that decide nothing of the
+product (``BESIDE``) are left out.
 """
 
 from dataclasses import asdict
@@ -30,6 +31,9 @@ FORMAT = 2
 ARRAYS = ("kernel", "simulate")
 """Stages whose items may be done by processes that never meet: these have ``divisible``, ``n_items``, ``pending``,
 ``lay_out``, ``work_on`` and ``gather``."""
+
+BESIDE: dict[str, frozenset[str]] = {"train": train.BESIDE}
+"""Settings of a stage that its product does not depend on."""
 
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "reference": (),
@@ -106,7 +110,9 @@ class Study:
     def fingerprint(self, stage: str) -> str:
         """Digest of everything in the study file that decides the product of a stage."""
         before = {name: self.fingerprint(name) for name in self.upstream(stage)}
-        return digest([FORMAT, stage, asdict(self.tables[stage]), self.study.name, self.study.temperature_K, before])
+        beside = BESIDE.get(stage, frozenset())
+        own = {name: value for name, value in asdict(self.tables[stage]).items() if name not in beside}
+        return digest([FORMAT, stage, own, self.study.name, self.study.temperature_K, before])
 
     def inputs(self, stage: str) -> dict[str, str]:
         """Identity of each upstream seal that is there; for prepare also of the archive's files and the topology."""

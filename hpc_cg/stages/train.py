@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from hpc_cg.stages.study import Study
 
 
+BESIDE = frozenset({"tensorboard"})
+"""Settings that change nothing of the force field: with others a product does not become stale."""
+
 STREAMS = 16
 PICTURE = "train-fit-failed.png"
 """In the folder of the run: the histogram that no prior could be fitted to."""

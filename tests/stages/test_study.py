@@ -8,7 +8,7 @@ from toy import write_study
 
 from hpc_cg import errors
 from hpc_cg.stages.product import State, begin, differences, read_seal
-from hpc_cg.stages.study import read_study
+from hpc_cg.stages.study import BESIDE, TABLES, read_study
 from jobs.run import run_stage
 
 
@@ -75,6 +75,30 @@ def test_a_late_change_leaves_early_products_sealed_and_an_early_one_makes_late_
     write_study(tmp_path, archive=False, prepare={"force_map": "uniform"})
     assert [read_study(path).state(stage) for stage in ("prepare", "kernel")] == [State.STALE, State.STALE]
     assert read_study(path).state("train") == State.ABSENT
+
+
+def test_a_setting_that_changes_nothing_of_the_model_leaves_every_product_sealed_and_all_others_do_not(
+    tmp_path: Path,
+) -> None:
+    def prints(**train: object) -> dict[str, str]:
+        study = read_study(write_study(tmp_path, archive=False, train=train))
+        return {stage: study.fingerprint(stage) for stage in study.stages}
+
+    plain = prints()
+    assert prints(tensorboard=True) == plain
+    for change in ({"compile": True}, {"decoy_every": 7}, {"checkpoint_every": 499}, {"seed": 2}):
+        found = prints(**change)
+        assert {stage for stage in plain if plain[stage] != found[stage]} == {
+            "train",
+            "simulate",
+            "aggregate",
+            "report",
+        }
+
+
+def test_settings_that_decide_nothing_of_a_product_are_settings() -> None:
+    for stage, names in BESIDE.items():
+        assert names <= TABLES[stage].__dataclass_fields__.keys()
 
 
 def test_a_stale_product_is_moved_aside_not_lost(tmp_path: Path) -> None:
