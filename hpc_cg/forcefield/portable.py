@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from hpc_cg.errors import HpcCgError
 from hpc_cg.files import write_arrays, write_bytes, write_json
+from hpc_cg.forcefield.coordinates import REPULSION_ENERGY, torsions_of
 from hpc_cg.forcefield.forcefield import ForceField
+from hpc_cg.forcefield.repulsion import INNER
 
 FORMAT = 1
 """Version of the JSON and of the arrays beside an exported force field."""
@@ -130,6 +132,7 @@ def write_portable(
 
 
 def _description(path: Path, forcefield: ForceField, temperature_K: float, dtype: torch.dtype) -> dict[str, Any]:
+    prior = forcefield.parameters_of_prior
     return {
         "format": FORMAT,
         "file": path.name,
@@ -140,7 +143,9 @@ def _description(path: Path, forcefield: ForceField, temperature_K: float, dtype
         "temperature_K": temperature_K,
         **{name: list(value) for name, value in forcefield.system.to_json().items()},
         "masses_unit": "u",
-        "prior": forcefield.parameters_of_prior.to_json(),
+        "torsions": [list(quad) for quad in torsions_of(forcefield.system)] if prior.torsion_sin.size else [],
+        "prior": prior.to_json(),
+        "repulsion": {"energy_kJ_mol": REPULSION_ENERGY, "straight_below": INNER, "power": 6},
         "network": forcefield.describe()["network"],
         "torch": torch.__version__,
     }

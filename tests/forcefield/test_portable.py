@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hpc_cg.errors import HpcCgError
-from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments, Repulsion, fit_priors
 from hpc_cg.forcefield.evaluator import evaluator
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.portable import Portable, write_portable
@@ -124,6 +124,60 @@ def test_filters_and_weights_are_the_whole_network_for_who_writes_it_down_anew(w
         x = np.tanh(linear(f"readout.{layer}", x))
     energy = float(arrays["energy_unit"]) * linear("last", x).sum()
     assert energy == pytest.approx(with_torsions.network(torch.tensor(places[None])).energy.item(), abs=1e-6)
+
+
+def prior_energy(told: dict, places: np.ndarray) -> dict[str, float]:
+    """What docs/elsewhere.md says of the priors, term by term, from the JSON alone."""
+    p = {name: np.array(values) for name, values in told["prior"].items()}
+
+    def apart(pairs) -> np.ndarray:
+        return np.array([np.linalg.norm(places[j] - places[i]) for i, j in pairs])
+
+    def units(centre: int, others) -> list[np.ndarray]:
+        return [(places[other] - places[centre]) / np.linalg.norm(places[other] - places[centre]) for other in others]
+
+    def harmonic(name: str, q) -> float:
+        return float((0.5 * p[f"{name}_k"] * (np.array(q) - p[f"{name}_0"]) ** 2).sum())
+
+    def angle(i: int, j: int, k: int, m: int) -> float:
+        b1, b2, b3 = places[j] - places[i], places[k] - places[j], places[m] - places[k]
+        near, far = np.cross(b1, b2), np.cross(b2, b3)
+        return np.arctan2(np.linalg.norm(b2) * (b1 @ far), near @ far)
+
+    improper = []
+    for centre, *others in told["impropers"]:
+        a, b, c = units(centre, others)
+        improper.append(np.cross(a, b) @ c)
+    n = np.arange(1, p["torsion_sin"].shape[1] + 1)
+    theta = np.array([angle(*quad) for quad in told["torsions"]])[:, None]
+    r, sigma, strength = apart(p["repulsion_pairs"]), p["repulsion_sigma"], told["repulsion"]["energy_kJ_mol"]
+    near = told["repulsion"]["straight_below"] * sigma
+    tangent = strength * (sigma / near) ** 6 * (1 - 6 * (r - near) / near)
+    return {
+        "bonds": harmonic("bond", apart(told["bonds"])),
+        "angles": harmonic("angle", [np.dot(*units(centre, (i, k))) for i, centre, k in told["angles"]]),
+        "impropers": harmonic("improper", improper),
+        "torsions": float((p["torsion_sin"] * np.sin(n * theta) + p["torsion_cos"] * np.cos(n * theta)).sum()),
+        "repulsion": float(np.where(r < near, tangent, strength * (sigma / r) ** 6).sum()),
+    }
+
+
+def test_the_documentation_and_the_numbers_beside_are_the_whole_of_the_priors(alanine, frames, tmp_path):
+    repulsion = Repulsion(min_bonds=3, percentile=0.0)
+    prior = fit_priors(CoordinateMoments.of(frames, alanine), 300.0, torsion_order=3, repulsion=repulsion)
+    forcefield = ForceField(alanine, prior, SchNetConfig(n_filters=4, n_blocks=1, terminal_widths=(4,))).double()
+    write_portable(tmp_path / "a.pt", forcefield, 300.0, frames[0])
+    told = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    crowded = frames[11] * np.array([0.15, 1.0, 1.0])  # flat: two beads of a pair are closer than a quarter of σ
+    crowded[0] = crowded[5] + (0.0, 0.03, 0.02)
+    pairs, sigma = prior.repulsion_pairs, prior.repulsion_sigma
+    apart = np.linalg.norm(crowded[pairs[:, 1]] - crowded[pairs[:, 0]], axis=1)
+    assert (apart < sigma / 4).any() and (apart > sigma / 4).any() and len(told["torsions"]) == 2
+    for places in (frames[7], crowded):
+        found = prior_energy(told, places)
+        assert all(abs(energy) > 0.01 for energy in found.values()), found
+        wanted = forcefield.prior(torch.tensor(places[None])).energy.item()
+        assert sum(found.values()) == pytest.approx(wanted, rel=1e-6)  # whose constants are of float32
 
 
 def test_another_suffix_is_refused_and_nothing_is_written(with_torsions, frames, tmp_path):
