@@ -61,7 +61,8 @@ make_folders() {
     chmod 1777 "$ROOT/tmp/node$n"
   done
   for name in "$HOST" $(seq -f 'node%g' "$NODES"); do # torch.distributed looks its host up by name
-    getent hosts "$name" >/dev/null || echo "127.0.0.1 $name # hpccg-slurm-sandbox" >> /etc/hosts
+    # a line of this Slurm's own, though another one of these may have the same: who stops takes away their own
+    echo "127.0.0.1 $name # hpccg-slurm-sandbox $ROOT" >> /etc/hosts
   done
 }
 

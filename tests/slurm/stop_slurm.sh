@@ -32,8 +32,8 @@ cancel_jobs() {
 [ ! -s "$ROOT/pid/slurmctld.pid" ] || cancel_jobs
 for file in "$ROOT"/pid/slurmd-*.pid; do stop "$file" slurmd; done
 for name in slurmctld slurmdbd mariadbd munged; do stop "$ROOT/pid/$name.pid" "$name"; done
-if grep -q '# hpccg-slurm-sandbox$' /etc/hosts; then
-  kept=$(grep -v '# hpccg-slurm-sandbox$' /etc/hosts)
+if grep -qF "# hpccg-slurm-sandbox $ROOT" /etc/hosts; then
+  kept=$(awk -v own="# hpccg-slurm-sandbox $ROOT" 'substr($0, length($0) - length(own) + 1) != own' /etc/hosts)
   printf '%s\n' "$kept" > /etc/hosts # in place, because the file may be mounted into a container
 fi
 [ "${CLEAN:-0}" = 0 ] || rm -rf "$ROOT"
