@@ -5,7 +5,6 @@ Products that members share are made first, one after another with all cores; th
 """
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -92,7 +91,7 @@ def _stop(running: Sequence[Running], interrupts: Interrupts) -> None:
         if passed_on < interrupts.asked:
             passed_on = interrupts.asked
             for one in running:
-                one.process.send_signal(signal.SIGINT)
+                one.process.terminate()  # an interrupt is ignored by what a shell started in the background
         time.sleep(POLL_S)
 
 

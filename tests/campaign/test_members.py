@@ -1,8 +1,10 @@
 """Claims about campaigns: every combination is a member, mistakes are told at once, what is the same is made once."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from toy import TABLES, _table, write_archive
 
 from hpc_cg.campaign.members import as_toml, lay_out, read_campaign, shared_stages
 from hpc_cg.errors import ConfigError
+from hpc_cg.stages.claims import owner
 from hpc_cg.stages.product import State
+from hpc_cg.stages.progress import read_progress
 from hpc_cg.stages.train import TrainConfig
 
 LABELS = """
@@ -146,9 +150,11 @@ def test_a_fraction_that_is_none_is_refused() -> None:
         TrainConfig(fraction=0.3)
 
 
+RUN = (sys.executable, "-c", "from launch.cli import main; main()", "run", "campaign")
+
+
 def run_campaign(path: Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-c", "from launch.cli import main; main()", "run", "campaign", str(path)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=400, check=False)
+    return subprocess.run([*RUN, str(path)], capture_output=True, text=True, timeout=400, check=False)
 
 
 @pytest.mark.timeout(900)
@@ -182,3 +188,28 @@ values = [{ label = "1", train.seed = 1 }, { label = "2", train.seed = 2 }]
     assert sealed and {file: file.stat().st_mtime_ns for file in sealed} == sealed
     studies = lay_out(read_campaign(path))
     assert {one.state("report") for one in studies} == {State.SEALED}
+
+
+def test_a_campaign_that_is_ended_lets_its_members_save(tmp_path: Path) -> None:
+    write_archive(tmp_path / "archive")
+    axis = (
+        '[[axes]]\nname = "a"\nvalues = [{ label = "long", train.steps = 1000000, train.checkpoint_every = 1000000 }]\n'
+    )
+    path = write_campaign(tmp_path, axis, HEAD.replace('repeats = "repeat"\n', ""))
+    train = tmp_path / "campaign/members/long/train"
+    with subprocess.Popen(
+        [*RUN, str(path)], stdout=subprocess.PIPE, text=True, preexec_fn=ignore_interrupts
+    ) as process:
+        deadline = time.monotonic() + 200
+        while (found := read_progress(train)) is None or found.done == 0:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(100) == 130
+    assert len(list(train.glob("step-*/SEALED"))) == 1
+    assert owner(train) is None
+
+
+def ignore_interrupts() -> None:
+    """As a shell does for what it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
