@@ -58,7 +58,7 @@ def running_slurm(sandbox: Path, accounting: bool = True) -> Iterator[dict[str, 
         if str(left) not in mapped:
             left.unlink(missing_ok=True)
     try:
-        subprocess.run(["bash", SLURM_FOLDER / "start_slurm.sh"], env=environ | size, check=True, timeout=180)
+        subprocess.run(["bash", SLURM_FOLDER / "start_slurm.sh"], env=environ | size, check=True, timeout=400)
         yield environ
     finally:
         subprocess.run(["bash", SLURM_FOLDER / "stop_slurm.sh"], env=environ | size, check=True, timeout=120)

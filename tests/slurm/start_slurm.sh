@@ -129,7 +129,10 @@ start_database() {
       --bind-address=127.0.0.1 --port="$DB_PORT" --innodb-buffer-pool-size=128M --innodb-lock-wait-timeout=900 \
       --innodb-flush-log-at-trx-commit=2 --skip-log-bin >> "$LOG/mariadbd.log" 2>&1 < /dev/null &
   fi
-  wait_for 30 mariadb-admin --no-defaults --socket="$socket" -uroot ping
+  wait_for 120 mariadb-admin --no-defaults --socket="$socket" -uroot ping || {
+    tail -n 20 "$LOG/mariadb-install.log" "$LOG/mariadbd.log" >&2
+    return 1
+  }
   {
     echo "CREATE DATABASE IF NOT EXISTS slurm_acct_db;"
     for user in "'slurm'@'127.0.0.1'" "'slurm'@'localhost'"; do
