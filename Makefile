@@ -36,7 +36,7 @@ demo: $(READY)
 	.venv/bin/hpc-cg run all $(STUDY_$(SIZE))
 
 test: $(READY)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --no-loadscope-reorder $(TESTS)
 
 lint: $(READY)
 	.venv/bin/ruff check .

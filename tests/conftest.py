@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -23,16 +24,24 @@ _hook = install_import_hook("hpc_cg", "beartype.beartype")
 REQUIRED = {mark for mark in os.environ.get("HPC_CG_REQUIRE", "").split(",") if mark}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes test: a file is tested by one of them, and all of Slurm by one, which begins with it."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    slurm = Path(__file__).parent / "slurm"
-    for item in items:
-        group = "slurm" if slurm in item.path.parents else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: slurm not in item.path.parents)
+SLURM = "tests/slurm/"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests on Slurm take longest: where several processes test, one begins with them."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLURM))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes each tests whole files, and one all that is on Slurm: there is one Slurm at a time."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SLURM if nodeid.startswith(SLURM) else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
