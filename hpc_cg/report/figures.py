@@ -265,6 +265,7 @@ def lines_over_frames(panels: Sequence[Panel], by_size: bool = True) -> bytes:
                 ax.set_yscale("log")
                 _readable_log(ax)
                 ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
             elif min(line.value.min() for line in panel.lines) < 0:
                 ax.axhline(0, color=GREY, lw=0.8, zorder=0)
             if by_size:
