@@ -13,7 +13,6 @@ equal peak" divides the ratio by that of the two machines' float32 products.
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -30,6 +29,7 @@ from measure import (
     chain,
     machine,
     matrix_flops,
+    mlcg_network,
     peak_flops,
     print_table,
     seconds,
@@ -130,27 +130,9 @@ def gpu_row(molecule: Molecule, n_replicas: int, peak: float) -> list[str]:
 
 def mlcg_forces(path: Path, molecule: Molecule, n_replicas: int) -> Callable[[], object]:
     """A call that evaluates the peer's energy and forces once for all replicas (Angstrom, kcal/mol)."""
-    sys.path.insert(0, str(path / "src"))
-    from mlcg.data.atomic_data import AtomicData
-    from mlcg.nn import CosineCutoff, ExpNormalBasis, GradientsOut, StandardSchNet
-    from torch_geometric.data.collate import collate
-
-    shape, n_beads = molecule.network, len(molecule.beads)
-    cutoff = CosineCutoff(0.0, 10 * shape.cutoff_nm)
-    network = StandardSchNet(
-        ExpNormalBasis(cutoff, num_rbf=shape.n_rbf, trainable=False),
-        cutoff,
-        list(shape.terminal_widths),
-        hidden_channels=shape.n_filters,
-        embedding_size=n_beads,
-        num_filters=shape.n_filters,
-        num_interactions=shape.n_blocks,
-    )
-    model = GradientsOut(network, targets="forces").to(DEVICE).eval()
-    frames = torch.from_numpy(10 * molecule.positions(n_replicas))
-    points = [AtomicData.from_points(pos=frame, atom_types=torch.arange(n_beads)) for frame in frames]
-    batch, _, _ = collate(AtomicData, points, increment=True, add_batch=True)
-    return lambda: model(batch.to(DEVICE))
+    model, batch = mlcg_network(path, molecule, torch.from_numpy(molecule.positions(n_replicas)))
+    model.eval()
+    return lambda: model(batch)
 
 
 def on_cpu(quick: bool, mlcg: Path | None) -> None:

@@ -11,13 +11,12 @@ Frames are folded chains with thermal noise: all beads within a few bonds of one
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from measure import DEVICE, MOLECULES, Molecule, machine, matrix_flops, peak_flops, print_table, seconds
+from measure import DEVICE, MOLECULES, Molecule, machine, matrix_flops, mlcg_network, peak_flops, print_table, seconds
 from torch import Tensor
 
 from hpc_cg.forcefield import fused
@@ -87,26 +86,8 @@ def stepper(parameters: list[Tensor], forces: Callable[[Tensor], Tensor], positi
 
 def mlcg_step(path: Path, molecule: Molecule, positions: Tensor) -> Callable[[], None]:
     """A call that makes one training step of the peer (Angstrom, kcal/mol), with its own way to forces."""
-    sys.path.insert(0, str(path / "src"))
-    from mlcg.data.atomic_data import AtomicData
-    from mlcg.nn import CosineCutoff, ExpNormalBasis, GradientsOut, StandardSchNet
-    from torch_geometric.data.collate import collate
-
-    shape, n_beads = molecule.network, len(molecule.beads)
-    cutoff = CosineCutoff(0.0, 10 * shape.cutoff_nm)
-    network = StandardSchNet(
-        ExpNormalBasis(cutoff, num_rbf=shape.n_rbf, trainable=False),
-        cutoff,
-        list(shape.terminal_widths),
-        hidden_channels=shape.n_filters,
-        embedding_size=n_beads,
-        num_filters=shape.n_filters,
-        num_interactions=shape.n_blocks,
-    )
-    model = GradientsOut(network, targets="forces").to(DEVICE).train()
-    frames = 10 * positions.cpu()
-    points = [AtomicData.from_points(pos=frame, atom_types=torch.arange(n_beads)) for frame in frames]
-    batch = collate(AtomicData, points, increment=True, add_batch=True)[0].to(DEVICE)
+    model, batch = mlcg_network(path, molecule, positions)
+    model.train()
 
     def forces(positions: Tensor) -> Tensor:
         batch.pos, batch.out = (10 * positions).reshape(-1, 3), {}

@@ -5,10 +5,13 @@ torch as the work runs, elementwise work is not; their rate over that of one lar
 the fraction of the arithmetic peak.
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,6 +100,29 @@ def matrix_flops(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
+
+
+def mlcg_network(path: Path, molecule: Molecule, positions: torch.Tensor) -> tuple[Any, Any]:
+    """The peer's network of the same shape and a batch of frames for it (Angstrom, kcal/mol), from a checkout."""
+    sys.path.insert(0, str(path / "src"))
+    from mlcg.data.atomic_data import AtomicData
+    from mlcg.nn import CosineCutoff, ExpNormalBasis, GradientsOut, StandardSchNet
+    from torch_geometric.data.collate import collate
+
+    shape, n_beads = molecule.network, len(molecule.beads)
+    cutoff = CosineCutoff(0.0, 10 * shape.cutoff_nm)
+    network = StandardSchNet(
+        ExpNormalBasis(cutoff, num_rbf=shape.n_rbf, trainable=False),
+        cutoff,
+        list(shape.terminal_widths),
+        hidden_channels=shape.n_filters,
+        embedding_size=n_beads,
+        num_filters=shape.n_filters,
+        num_interactions=shape.n_blocks,
+    )
+    model = GradientsOut(network, targets="forces").to(DEVICE)
+    points = [AtomicData.from_points(pos=10 * x, atom_types=torch.arange(n_beads)) for x in positions.cpu()]
+    return model, collate(AtomicData, points, increment=True, add_batch=True)[0].to(DEVICE)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -56,7 +56,7 @@ def run(
     from hpc_cg.campaign.members import is_campaign
 
     try:
-        if "campaign" in words or is_campaign(Path(words[-1])):
+        if "campaign" in words or any(is_campaign(Path(word)) for word in words):
             if estimate:
                 raise ConfigError("hpc-cg run --estimate", ["a campaign cannot be estimated: name one of its members."])
             code = _campaign(words, ranks, at_once)

@@ -8,7 +8,6 @@ over the best known model of the same density: the mean of those trained on the 
 any. A model of that group is compared with the mean of the others.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_cg.campaign.members import Campaign
-from hpc_cg.files import read_json
+from hpc_cg.files import read_json, write_json
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study
 
@@ -66,7 +65,6 @@ class Failure:
 
 def write_campaign_page(campaign: Campaign, studies: Sequence[Study], failures: Sequence[Failure]) -> Path:
     """Gather the figures of all members that are done and write ``findings.json`` and the page; returns its path."""
-    from hpc_cg.files import write_json
     from hpc_cg.report.campaign import content
     from hpc_cg.report.page import write_page
 
@@ -82,7 +80,7 @@ def write_campaign_page(campaign: Campaign, studies: Sequence[Study], failures: 
             tuple(axis.name for axis in campaign.axes if axis.name != campaign.config.repeats),
             groups,
             {name: failed.get(name, "not run to its end") for name in missing},
-            {str(campaign.path): json.loads(json.dumps({one.path.stem: one.digest for one in studies}))},
+            {str(campaign.path): {one.path.stem: one.digest for one in studies}},
         ),
     )
     return page

@@ -162,9 +162,9 @@ def _member(path: Path, config: CampaignConfig, base: Mapping[str, Any], choices
         for table, settings in choice.settings.items():
             tables[table] = {**tables.get(table, {}), **settings}
     member = Member(tuple(choice.label for choice in choices), tables)
-    own = {"name": config.name, "root": str(path.parent), "folder": f"{MEMBERS}/{member.name}"}
-    folder = str((path.parent / config.folder).resolve() / own["folder"])
-    tables["study"] = {**tables.get("study", {}), **own, "folder": folder}
+    folder = (path.parent / config.folder).resolve() / MEMBERS / member.name
+    own = {"name": config.name, "root": str(path.parent), "folder": str(folder)}
+    tables["study"] = {**tables.get("study", {}), **own}
     return member
 
 

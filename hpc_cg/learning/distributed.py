@@ -104,8 +104,8 @@ def check_gradients(
     alone = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]).clone()
     gradient_of(slice(world.rank, n_frames, world.size))
     sum_gradients(parameters, world, torch.zeros(1, device=alone.device, dtype=alone.dtype))
-    together = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
-    error = float((together - alone).norm() / alone.norm().clamp_min(1e-30))
+    summed = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+    error = float((summed - alone).norm() / alone.norm().clamp_min(1e-30))
     if not error < TOLERANCE:
         raise BrokenLaunch(
             f"the same gradient from {world.size} processes as from one",

@@ -56,7 +56,8 @@ def test_the_default_grid_gives_forces_to_a_ten_thousandth_and_their_gradients(n
 
 
 @pytest.mark.parametrize(
-    "grid", [Grid(64), Grid(64, all_knots=True), pytest.param(Grid(64, True), marks=needs_compiler)]
+    "grid",
+    [Grid(64), Grid(64, all_knots=True), pytest.param(Grid(64, True), marks=[pytest.mark.compiler, needs_compiler])],
 )
 def test_gradients_on_a_coarse_grid_are_those_of_its_loss(grid):
     made, positions = network(6, SMALL), places(6, 5, 0.15)
@@ -73,7 +74,7 @@ def test_gradients_on_a_coarse_grid_are_those_of_its_loss(grid):
     assert float(sides[0] - sides[1]) / 2e-6 == pytest.approx(float(gradient @ along), rel=1e-6)
 
 
-@pytest.mark.parametrize("grid", [Grid(32), pytest.param(Grid(32, True), marks=needs_compiler)])
+@pytest.mark.parametrize("grid", [Grid(32), pytest.param(Grid(32, True), marks=[pytest.mark.compiler, needs_compiler])])
 def test_forces_on_a_coarse_grid_are_minus_the_gradient_of_its_energy(grid):
     made, positions = network(6, SMALL), places(6, 5, 0.15)
     shift = torch.zeros_like(positions)
@@ -85,6 +86,7 @@ def test_forces_on_a_coarse_grid_are_minus_the_gradient_of_its_energy(grid):
     assert relative(-gradient, made(positions, grid).forces.detach()) < 1e-12
 
 
+@pytest.mark.compiler
 @needs_compiler
 @pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("config", [SchNetConfig(cutoff_nm=0.45), SMALL, SchNetConfig(n_filters=7, n_blocks=1)])
@@ -101,6 +103,7 @@ def test_compiled_pairs_are_those_of_tensor_operations(config, n_threads):
     assert relative(gradients[1], gradients[0]) < 1e-12
 
 
+@pytest.mark.compiler
 @needs_compiler
 def test_compiled_pairs_work_in_single_precision():
     made, positions = network(6, SchNetConfig()).float(), places(6, 20, 0.15).float()
@@ -117,7 +120,7 @@ def test_only_knots_beside_distances_are_evaluated_and_none_beyond_the_cutoff():
     assert torch.allclose(knots[row.long()][inside] + step * part[inside], distances[inside])
 
 
-@pytest.mark.parametrize("grid", [Grid(64), pytest.param(Grid(64, True), marks=needs_compiler)])
+@pytest.mark.parametrize("grid", [Grid(64), pytest.param(Grid(64, True), marks=[pytest.mark.compiler, needs_compiler])])
 def test_beads_beyond_the_cutoff_feel_nothing_and_no_number_stays_none(grid):
     made, far = network(6, SMALL), places(6, 4, 0.15)
     wanted = made(far, grid).forces[[0, 3]]

@@ -9,7 +9,8 @@ from hpc_cg.forcefield.schnet import SchNet, SchNetConfig
 
 CONFIG = SchNetConfig(cutoff_nm=0.6, n_rbf=8, n_filters=16, n_blocks=3, terminal_widths=(12,))
 MOLECULES = ((0, 1, 2, 3), (3, 3, 1), (4, 0, 2, 1, 3, 0, 2))
-WAYS = [None, Grid(64), pytest.param(Grid(64, True), marks=pytest.mark.skipif(not fused.available(), reason="no C"))]
+COMPILED = [pytest.mark.compiler, pytest.mark.skipif(not fused.available(), reason="no C compiler")]
+WAYS = [None, Grid(64), pytest.param(Grid(64, True), marks=COMPILED)]
 
 
 def shared() -> SchNet:
