@@ -19,7 +19,7 @@ from hpc_cg.campaign.members import Campaign, lay_out, shared_stages
 from hpc_cg.stages.product import State
 from hpc_cg.stages.study import Study
 from launch.interrupts import Interrupts
-from launch.local import find_mpiexec
+from launch.local import find_mpiexec, threads
 from launch.plain import plain
 
 POLL_S = 0.2
@@ -98,13 +98,12 @@ def _stop(running: Sequence[Running], interrupts: Interrupts) -> None:
 def _start(study: Study, stage: str, n_cores: int) -> Running:
     """A member on some cores: by ranks where there is MPI, else by the threads of one process."""
     log, ranks = study.path.with_suffix(".log"), n_cores if find_mpiexec() else 1
-    threads = os.environ.get("OMP_NUM_THREADS") or str(n_cores // ranks)
     with log.open("ab") as file:
         # a session of its own: an interrupt reaches it from here alone
         process = subprocess.Popen(
             [*COMMAND, stage, str(study.path), "--ranks", str(ranks)],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": threads, "COLUMNS": "120"},
+            env=os.environ | threads(n_cores // ranks) | {"COLUMNS": "120"},
         )  # fmt: skip
     return Running(study, process, log)
 

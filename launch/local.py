@@ -78,11 +78,19 @@ def find_mpiexec() -> str | None:
 
 def environment(n_ranks: int) -> dict[str, str]:
     """This process's environment with the cores divided among the ranks; threads that a person has set stay."""
-    threads = str(max(1, len(os.sched_getaffinity(0)) // n_ranks))
-    count = {name: os.environ.get(name) or threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     quiet = {"UCX_LOG_LEVEL": "error", "PYTHONUNBUFFERED": "1"}
     port = {"MASTER_PORT": str(15000 + os.getpid() % 10000)}
-    return os.environ | quiet | port | count
+    return os.environ | quiet | port | threads(len(os.sched_getaffinity(0)) // n_ranks)
+
+
+def threads(n_cores: int) -> dict[str, str]:
+    """Variables that give a process its threads, one a core; those that a person has set stay.
+
+    Both, because MKL counts for itself: with more of its threads than cores, they wait for one another fifty times
+    longer than they work.
+    """
+    openmp = os.environ.get("OMP_NUM_THREADS") or str(max(1, n_cores))
+    return {"OMP_NUM_THREADS": openmp, "MKL_NUM_THREADS": os.environ.get("MKL_NUM_THREADS") or openmp}
 
 
 def log_path(study: Study, stage: str) -> Path:

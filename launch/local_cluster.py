@@ -28,7 +28,7 @@ from hpc_cg.stages.study import Study
 from jobs.outcome import FOLDER
 from jobs.task import Task
 from launch.cluster import mark_of, named
-from launch.local import PARTIAL, find_mpiexec
+from launch.local import PARTIAL, find_mpiexec, threads
 from launch.plan import Job
 from launch.slurm import Queued
 
@@ -289,12 +289,10 @@ class Runner:
         self._stands(job.label, Standing(RUNS, standing.attempt, time.time(), pid=process.pid, started=ticks))
 
     def _environment(self, job: LocalJob, attempt: int) -> dict[str, str]:
-        threads = str(max(1, job.cores // job.tasks))
-        count = {name: os.environ.get(name) or threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         port = {"MASTER_PORT": str(15000 + (os.getpid() + 7 * attempt) % 10000)}
         names = {JOB: job.label, ATTEMPT: str(attempt), "UCX_LOG_LEVEL": "error", "PYTHONUNBUFFERED": "1"}
         outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        return outside | port | count | names
+        return outside | port | threads(job.cores // job.tasks) | names
 
     def _look_after_running(self) -> None:
         for label, one in list(self.running.items()):
