@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from hpc_cg.report import figures
 from hpc_cg.report.page import Figure, Quarantined, ReportContent, Section
-from hpc_cg.report.tables import NOTHING, Table, count, with_error
+from hpc_cg.report.tables import NOTHING, Table, count, significant, with_error
 
 DRAWN = (
     ("excess force error", True),
@@ -19,6 +20,9 @@ DRAWN = (
     ("α offset by integration of the network's forces", False),
 )
 """Figures that are drawn, and whether on a logarithmic axis."""
+
+NEEDED_FOR = "excess force error"
+"""The figure for which frames are counted."""
 
 NOTES = (
     "A value is the mean over repeats ± their standard deviation, which is the spread of single models, not the error "
@@ -65,7 +69,7 @@ def content(
     axes      names of the axes that the groups' labels belong to
     missing   members without figures, and why
     """
-    sections = [_table(axes, groups), *([_pictures(groups)] if groups else [])]
+    sections = [_table(axes, groups), *_frames_needed(groups), *([_pictures(groups)] if groups else [])]
     done = sum(max((len(x) for x in group.values.values()), default=0) for group in groups)
     return ReportContent(
         title=title,
@@ -114,12 +118,9 @@ def _pictures(groups: Sequence[Group]) -> Section:
     by_size = len({group.n_frames for group in groups}) > 1
     panels = []
     for name, logarithmic in DRAWN:
-        mine = [group for group in groups if name in group.values]
-        if not mine:
+        lines = _lines(name, groups)
+        if not lines:
             continue
-        lines: dict[str, list[Group]] = {}
-        for group in mine:
-            lines.setdefault(_line(group, groups), []).append(group)
         panels.append(
             figures.Panel(
                 _title(name, groups),
@@ -130,14 +131,69 @@ def _pictures(groups: Sequence[Group]) -> Section:
                         np.array([one.mean(name) for one in some]),
                         np.array([one.spread(name) or 0.0 for one in some]),
                     )
-                    for label, some in ((key, sorted(x, key=lambda one: one.n_frames)) for key, x in lines.items())
+                    for label, some in lines.items()
                 ),
-                logarithmic and all(one.mean(name) > 0 for one in mine),
+                logarithmic and all(one.mean(name) > 0 for some in lines.values() for one in some),
             )
         )
     caption = "Means over repeats; bars are one standard deviation of single models."
     image = figures.lines_over_frames(panels, by_size)
     return Section("Against the frames trained on", figures=(Figure("Against the frames trained on", caption, image),))
+
+
+def _lines(name: str, groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """The groups that have a figure, by what names their line, with growing numbers of frames."""
+    lines: dict[str, list[Group]] = {}
+    for group in sorted((one for one in groups if name in one.values), key=lambda one: one.n_frames):
+        lines.setdefault(_line(group, groups), []).append(group)
+    order = [_line(group, groups) for group in groups]
+    return dict(sorted(lines.items(), key=lambda line: order.index(line[0])))
+
+
+def _frames_needed(groups: Sequence[Group]) -> list[Section]:
+    """How many frames each other line needs for the force error of the first one; nothing where lines are too short."""
+    lines = _lines(NEEDED_FOR, groups)
+    long = {label: some for label, some in lines.items() if len(some) > 1}
+    if len(long) < 2 or next(iter(long)) != next(iter(lines)):
+        return []
+    (reference, wanted), *others = long.items()
+    rows = []
+    for one in wanted:
+        error = one.mean(NEEDED_FOR)
+        cells = (_needed(some, error, one.n_frames) for _, some in others)
+        rows.append((f"{reference}, {count(one.n_frames)}", with_error(error, one.spread(NEEDED_FOR)), *cells))
+    header = (reference + ", frames", _title(NEEDED_FOR, groups), *(label for label, _ in others))
+    words = (
+        f"Frames that are needed for the {NEEDED_FOR} of {reference} on so many frames, errors interpolated as power "
+        "laws; how many times fewer in brackets."
+    )
+    return [Section("Frames needed", words, tables=(Table(header, tuple(rows)),))]
+
+
+def _needed(line: Sequence[Group], error: float, n_frames: int) -> str:
+    """In words, the frames at which a line has an error."""
+    needed = frames_at(
+        np.array([one.n_frames for one in line], np.float64), np.array([one.mean(NEEDED_FOR) for one in line]), error
+    )
+    if needed is None:
+        least = line[0].mean(NEEDED_FOR) <= error
+        return f"fewer than {count(line[0].n_frames)}" if least else f"more than {count(line[-1].n_frames)}"
+    return f"{count(round(needed))} ({significant(n_frames / needed, 2)} ×)"
+
+
+def frames_at(frames: Float[np.ndarray, "size"], errors: Float[np.ndarray, "size"], error: float) -> float | None:
+    """The fewest frames with an error, between sizes along a power law; None where no size is on either side of it.
+
+    frames   growing, above zero
+    """
+    above = errors > error
+    falls = np.flatnonzero(above[:-1] & ~above[1:])
+    if above[0] and len(falls):
+        first = falls[0]
+        logarithms = np.log(frames[first : first + 2]), np.log(errors[first : first + 2])
+        part = (np.log(error) - logarithms[1][0]) / (logarithms[1][1] - logarithms[1][0])
+        return float(np.exp(logarithms[0][0] + part * (logarithms[0][1] - logarithms[0][0])))
+    return None
 
 
 def _line(group: Group, groups: Sequence[Group]) -> str:

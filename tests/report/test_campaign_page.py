@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hpc_cg.report import figures
-from hpc_cg.report.campaign import Group, content
+from hpc_cg.report.campaign import Group, content, frames_at
 from hpc_cg.report.page import render
 
 NAME = "excess force error"
@@ -49,3 +49,21 @@ def test_the_picture_names_its_lines_and_is_the_same_again(by_size: bool) -> Non
     image = figures.lines_over_frames(panels, by_size)
     assert image == figures.lines_over_frames(panels, by_size)
     assert image.startswith(b"<?xml") and b"JS divergence" in image and b"noise" in image
+
+
+def test_frames_needed_for_an_error_follow_a_power_law() -> None:
+    frames = np.array([100.0, 1000.0, 10000.0])
+    assert frames_at(frames, 50.0 * (100.0 / frames) ** 0.5, 10.0) == pytest.approx(2500.0)
+
+
+@pytest.mark.parametrize("error", [60.0, 4.0])
+def test_frames_needed_are_not_guessed_beyond_the_sizes_tried(error: float) -> None:
+    assert frames_at(np.array([100.0, 1000.0, 10000.0]), np.array([50.0, 16.0, 5.0]), error) is None
+
+
+def test_the_page_says_how_many_frames_the_other_labels_need() -> None:
+    page = render(content("forces or noise", ("labels", "data"), GROUPS, {}, {}))
+    assert "Frames needed" in page
+    assert "more than 4,000" in page  # noise never has the error of forces on all frames: 12
+    needed = 400 * (51 / 32) ** (np.log(10) / np.log(51 / 20))
+    assert f"{needed:,.0f} ({400 / needed:.2f} ×)" in page
