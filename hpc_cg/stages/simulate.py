@@ -19,8 +19,9 @@ from pydantic.dataclasses import dataclass
 
 from hpc_cg import errors
 from hpc_cg.config import STRICT
-from hpc_cg.files import digest, digest_bytes, read_json, write_json
+from hpc_cg.files import digest, digest_bytes, read_json
 from hpc_cg.share import Stopped, Team
+from hpc_cg.stages.gathering import put_together
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ class SimulateConfig:
         """Temperatures of a ladder; 1 where replicas do not trade them."""
         return max(1, len(self.temperatures_K))
 
+    def ladder(self, temperature_K: float) -> tuple[float, ...]:
+        """The temperature of every rung: of one, that of the study, where replicas do not trade them."""
+        return self.temperatures_K or (temperature_K,)
+
     def rung_of(self, temperature_K: float) -> int:
         """The rung of a temperature that is on the ladder."""
         return self.temperatures_K.index(temperature_K) if self.temperatures_K else 0
@@ -191,6 +196,7 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
     """Simulate some groups to their end. Raises Stopped, on every member, where the team was asked to stop before."""
     import torch
 
+    from hpc_cg.learning.checkpoint import load_forcefield
     from hpc_cg.learning.labels import label_source
     from hpc_cg.simulate.background import Background
     from hpc_cg.simulate.ensemble import Limits, run_block, state_of
@@ -203,10 +209,12 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
     blocks = study.folder("simulate") / "blocks"
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
     shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
-    forcefield, dynamics, moving = _moving(study)
-    system = forcefield.system
-    limits = Limits.of(system, forcefield.parameters_of_prior, max(_ladder(study)))
-    exchange = Exchange(_ladder(study), config.exchange_steps, config.seed)
+    forcefield = load_forcefield(study.folder("train"))[0]
+    moving = _engine(study, forcefield)
+    system, dynamics = forcefield.system, moving.dynamics
+    ladder = config.ladder(dynamics.temperature_K)
+    limits = Limits.of(system, forcefield.parameters_of_prior, max(ladder))
+    exchange = Exchange(ladder, config.exchange_steps, config.seed)
     steps_of = {group: len(config.groups[group]) * config.block_steps for group in groups}
     there = _blocks_there(study)
     # every member counts what its share of the groups has behind it, so that together they count all of it once
@@ -267,18 +275,15 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
         raise Stopped
 
 
-def _moving(study: "Study") -> "tuple[ForceField, Dynamics, Engine]":
-    """The newest force field, how it is to move, and the engine that moves it; on a GPU where there is one."""
+def _engine(study: "Study", forcefield: "ForceField") -> "Engine":
+    """What moves the replicas by a force field; on a GPU where there is one."""
     import torch
 
-    from hpc_cg.learning.checkpoint import load_forcefield
     from hpc_cg.simulate.engine import engine
 
     config: SimulateConfig = study.tables["simulate"]
-    forcefield = load_forcefield(study.folder("train"))[0]
-    dynamics = _dynamics(study, forcefield)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return forcefield, dynamics, engine(config.engine, forcefield, dynamics, device, config.n_knots)
+    return engine(config.engine, forcefield, _dynamics(study, forcefield), device, config.n_knots)
 
 
 def _say_who_goes_on(group: int, last: int, before: "Maker", now: "Maker") -> None:
@@ -326,120 +331,13 @@ def gather(study: "Study") -> None:
     from hpc_cg.store.writer import epoch_sums
 
     config: SimulateConfig = study.tables["simulate"]
-    folder = study.folder("simulate")
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
     shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
     sample = torch.from_numpy(starts(source, shards, config.seed, config.groups[0]))
-    moving = _moving(study)[2]
+    forcefield, step = load_forcefield(study.folder("train"))
+    moving = _engine(study, forcefield)
     tables = {"table_error": moving.table_error(sample), "table_error_of": moving.name}
-    step = load_forcefield(study.folder("train"))[1]
-    write_json(folder / "quarantine.json", quarantine_rows(study))
-    write_json(folder / "engine.json", engines_of(study) | tables | {"checkpoint_step": step})
-    if config.n_rungs > 1:
-        write_json(folder / "exchange.json", swaps_of(study))
-    collect(study)
-
-
-def engines_of(study: "Study") -> dict[str, Any]:
-    """Who made the blocks: engines and devices, how many blocks each made, and how many groups are by several."""
-    from hpc_cg.simulate.recorder import read_maker
-
-    config: SimulateConfig = study.tables["simulate"]
-    folder, blocks = study.folder("simulate") / "blocks", range(config.n_blocks)
-    makers = [[read_maker(folder, group, block) for block in blocks] for group in range(len(config.groups))]
-    counts = Counter(maker for group in makers for maker in group)
-    return {
-        "engine": ", ".join(sorted({maker.engine for maker in counts})),
-        "device": ", ".join(sorted({maker.device for maker in counts})),
-        "engines": [maker._asdict() | {"blocks": counts[maker]} for maker in sorted(counts)],
-        "mixed_engine_groups": sum(len(set(group)) > 1 for group in makers),
-    }
-
-
-def swaps_of(study: "Study") -> dict[str, Any]:
-    """How replicas traded temperatures over the whole run: attempts and acceptances of each pair, round trips."""
-    from hpc_cg.simulate.exchange import SwapCounts, round_trips
-    from hpc_cg.simulate.recorder import read_block
-
-    config: SimulateConfig = study.tables["simulate"]
-    none = np.zeros(config.n_rungs - 1, dtype=np.int64)
-    counts, trips = SwapCounts(none, none), []
-    for group in range(len(config.groups)):
-        records = [read_block(study.folder("simulate") / "blocks", group, block) for block in range(config.n_blocks)]
-        counts = sum((SwapCounts(record.swaps_tried, record.swaps_accepted) for record in records), counts)
-        rungs = np.concatenate([record.rungs for record in records])
-        for ladder in np.split(rungs, rungs.shape[1] // config.n_rungs, axis=1):
-            trips += round_trips(ladder).tolist()
-    return {
-        "temperatures_K": list(config.temperatures_K),
-        "tried": counts.tried.tolist(),
-        "accepted": counts.accepted.tolist(),
-        "round_trips": trips,
-        "ns": config.time_ps / 1000,
-    }
-
-
-def collect(study: "Study") -> None:
-    """Write the ensemble store, and for other programs a topology with one trajectory per replica.
-
-    Where replicas trade temperatures, one per ladder: its frames at the study's temperature.
-    """
-    import zarr
-
-    from hpc_cg.simulate import export, recorder
-    from hpc_cg.simulate.exchange import on_rung
-    from hpc_cg.store.dataset import open_spec
-    from hpc_cg.store.layout import STORE
-
-    config: SimulateConfig = study.tables["simulate"]
-    folder = study.folder("simulate")
-    system = open_spec(study.folder("prepare") / STORE, study.molecule).system
-    recorder.write_zarr(
-        folder / recorder.ENSEMBLE,
-        folder / "blocks",
-        len(config.groups),
-        config.n_blocks,
-        system,
-        config.save_ps,
-        {
-            "temperature_K": _temperature(study),
-            "temperatures_K": list(_ladder(study)),
-            "seed": config.seed,
-            "timestep_ps": config.timestep_ps,
-        },
-    )
-    if config.export == "none":
-        return
-    store = zarr.open_group(folder / recorder.ENSEMBLE, mode="r")
-    topology = export.bead_topology(system)
-    n_rungs, rung = config.n_rungs, config.rung_of(_temperature(study))
-    name = "replica" if n_rungs == 1 else "ladder"
-    written = False
-    for number in range(config.n_replicas // n_rungs):
-        rows = slice(number * n_rungs, (number + 1) * n_rungs)
-        positions, rungs = (np.asarray(store[array][rows]) for array in ("positions", "rungs"))  # type: ignore[index]
-        frames = on_rung(positions, rungs, rung, n_rungs)[0]
-        whole = np.isfinite(frames).all(axis=(1, 2))
-        if whole.any():
-            if not written:
-                export.write_topology_pdb(folder / "trajectories" / "topology.pdb", system, frames[whole][0])
-                written = True
-            path = folder / "trajectories" / f"{name}-{number:05d}.{config.export}"
-            export.write_trajectory(path, frames[whole], topology, config.save_ps)
-
-
-def quarantine_rows(study: "Study") -> list[dict[str, Any]]:
-    """The replicas that were taken out: step, reason, and the last good positions (nm), to look at or to start from."""
-    from hpc_cg.simulate.recorder import read_block
-
-    config: SimulateConfig = study.tables["simulate"]
-    rows = []
-    for group in range(len(config.groups)):
-        last = read_block(study.folder("simulate") / "blocks", group, config.n_blocks - 1)
-        for lost in last.quarantined:
-            held = last.state_positions[last.replica_ids.index(lost.replica)]
-            rows.append(vars(lost) | {"last_good_positions_nm": np.round(held.astype(np.float64), 5).tolist()})
-    return rows
+    put_together(study, tables | {"checkpoint_step": step})
 
 
 def finish(study: "Study") -> tuple[str, dict[str, Any]]:
@@ -513,8 +411,3 @@ def _temperature(study: "Study") -> float:
             f"put it on the ladder, e.g. {[round(rung, 1) for rung in ladder]}",
         )
     return wanted
-
-
-def _ladder(study: "Study") -> tuple[float, ...]:
-    """The temperature of every rung, of one where replicas do not trade them."""
-    return study.tables["simulate"].temperatures_K or (_temperature(study),)
