@@ -18,7 +18,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
+from hpc_cg.forcefield.fitting import fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.mapping.maps import identity_map

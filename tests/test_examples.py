@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from hpc_cg.beads import bead_system
-from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
 from hpc_cg.forcefield.evaluator import Evaluate, evaluator
+from hpc_cg.forcefield.fitting import fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.portable import write_portable
 from hpc_cg.forcefield.schnet import SchNetConfig

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import PriorParameters
+from hpc_cg.forcefield.fitting import PriorParameters
 from hpc_cg.forcefield.grid import Grid
 from hpc_cg.forcefield.prediction import Prediction
 from hpc_cg.forcefield.priors import Prior

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from hpc_cg.errors import HpcCgError
 from hpc_cg.files import write_arrays, write_bytes, write_json
-from hpc_cg.forcefield.coordinates import REPULSION_ENERGY, torsions_of
+from hpc_cg.forcefield.coordinates import torsions_of
+from hpc_cg.forcefield.fitting import REPULSION_ENERGY
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.repulsion import INNER
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import PriorParameters
+from hpc_cg.forcefield.fitting import PriorParameters
 from hpc_cg.forcefield.prediction import Prediction
 from hpc_cg.forcefield.repulsion import RepulsionPrior
 from hpc_cg.forcefield.torsions import TorsionPrior

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import REPULSION_ENERGY, PriorParameters
+from hpc_cg.forcefield.fitting import REPULSION_ENERGY, PriorParameters
 from hpc_cg.forcefield.prediction import Prediction
 
 INNER = 0.25

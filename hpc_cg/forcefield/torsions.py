@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import PriorParameters, torsions_of
+from hpc_cg.forcefield.coordinates import torsions_of
+from hpc_cg.forcefield.fitting import PriorParameters
 from hpc_cg.forcefield.prediction import Prediction
 
 TINY = 1e-12

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import PriorParameters, bond_lengths, improper_products
+from hpc_cg.forcefield.coordinates import bond_lengths, improper_products
+from hpc_cg.forcefield.fitting import PriorParameters
 from hpc_cg.simulate.engine import Engine
 from hpc_cg.simulate.exchange import Exchange, SwapCounts, Swaps, all_traded, velocity_factors
 from hpc_cg.simulate.langevin import Dynamics, EnsembleState, kinetic_temperatures

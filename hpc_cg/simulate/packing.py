@@ -18,7 +18,8 @@ from jaxtyping import Float
 from scipy.linalg import solve_banded
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import REPULSION_ENERGY, PriorParameters, torsions_of
+from hpc_cg.forcefield.coordinates import torsions_of
+from hpc_cg.forcefield.fitting import REPULSION_ENERGY, PriorParameters
 from hpc_cg.forcefield.repulsion import INNER
 from hpc_cg.forcefield.schnet import SchNet
 

@@ -202,7 +202,7 @@ def open_feed(study: "Study", world: "World", device: "torch.device") -> "tuple[
 
 def build(study: "Study", feed: "Feed", system: "BeadSystem") -> "ForceField":
     """A force field with priors fitted to the distribution trained on, and fresh weights. Raises FitFailed."""
-    from hpc_cg.forcefield.coordinates import Repulsion, fit_priors
+    from hpc_cg.forcefield.fitting import Repulsion, fit_priors
     from hpc_cg.forcefield.forcefield import ForceField
     from hpc_cg.forcefield.schnet import SchNetConfig
 

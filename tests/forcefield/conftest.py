@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hpc_cg.beads import BeadSystem, bead_system
-from hpc_cg.forcefield.coordinates import CoordinateMoments, PriorParameters, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
+from hpc_cg.forcefield.fitting import PriorParameters, fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 

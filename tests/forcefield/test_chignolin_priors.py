@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import CoordinateMoments, PriorParameters, Repulsion, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
+from hpc_cg.forcefield.fitting import PriorParameters, Repulsion, fit_priors
 from hpc_cg.forcefield.priors import Prior
 from hpc_cg.mapping.maps import MapChoice, coordinate_map, load_topology
 from hpc_cg.units import kT

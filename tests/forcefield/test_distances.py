@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from hpc_cg.beads import BeadSystem, bead_system
-from hpc_cg.forcefield.coordinates import CoordinateMoments, Repulsion, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
 from hpc_cg.forcefield.distances import FARTHEST, PairDistances, bonds_between, pair_groups
+from hpc_cg.forcefield.fitting import Repulsion, fit_priors
 
 
 def chain(n_beads: int = 8, types: tuple[int, ...] | None = None) -> BeadSystem:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from hpc_cg.errors import HpcCgError
-from hpc_cg.forcefield.coordinates import CoordinateMoments, Repulsion, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
 from hpc_cg.forcefield.evaluator import evaluator
+from hpc_cg.forcefield.fitting import Repulsion, fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.portable import Portable, write_portable
 from hpc_cg.forcefield.schnet import SchNetConfig

@@ -4,8 +4,10 @@ import torch
 from torch.func import jacrev
 
 from hpc_cg.beads import BeadSystem
-from hpc_cg.forcefield.coordinates import N_TORSION_BINS, PriorParameters, internal_coordinates
+from hpc_cg.forcefield.coordinates import internal_coordinates
+from hpc_cg.forcefield.fitting import PriorParameters
 from hpc_cg.forcefield.fourier import fit_series
+from hpc_cg.forcefield.histograms import N_TORSION_BINS
 from hpc_cg.forcefield.priors import Prior
 
 KINDS = ("bond", "angle", "improper")
@@ -75,7 +77,8 @@ def test_beads_in_one_place_give_numbers(alanine, prior_parameters):
 def test_torsions_follow_the_histogram_and_their_forces_are_the_gradient() -> None:
     """Torsions of a chain drawn from a known potential: V = 2 kT cos(θ - 1)."""
     from hpc_cg.beads import bead_system
-    from hpc_cg.forcefield.coordinates import CoordinateMoments, dihedral_angles, fit_priors, torsions_of
+    from hpc_cg.forcefield.coordinates import CoordinateMoments, dihedral_angles, torsions_of
+    from hpc_cg.forcefield.fitting import fit_priors
     from hpc_cg.units import kT
 
     random = np.random.default_rng(0)

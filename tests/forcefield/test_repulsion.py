@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from hpc_cg.beads import bead_system
-from hpc_cg.forcefield.coordinates import CoordinateMoments, PriorParameters, Repulsion, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
+from hpc_cg.forcefield.fitting import PriorParameters, Repulsion, fit_priors
 from hpc_cg.forcefield.priors import Prior
 from hpc_cg.forcefield.repulsion import RepulsionPrior
 

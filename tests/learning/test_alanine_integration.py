@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hpc_cg.analysis.integration import PsiIntegration, psi_integration
-from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
+from hpc_cg.forcefield.fitting import fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.learning.distributed import World

@@ -10,7 +10,8 @@ from toy import BEADS, TEMPERATURE_K, frames, stiffness
 
 from hpc_cg.beads import bead_system
 from hpc_cg.errors import BadFrames, DamagedProduct, NotSealed, TrainingDiverged
-from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
+from hpc_cg.forcefield.fitting import fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.kernels.noise import NoiseKernel

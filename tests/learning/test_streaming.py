@@ -13,7 +13,8 @@ from toy import BEADS, TEMPERATURE_K, frames, write_study
 from hpc_cg.beads import bead_system
 from hpc_cg.errors import BrokenLaunch, DamagedProduct, MissingForces, MissingInput, TooFewFrames
 from hpc_cg.files import read_json, write_json
-from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
+from hpc_cg.forcefield.fitting import fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.learning.distributed import World, sum_gradients

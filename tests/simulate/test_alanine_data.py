@@ -10,7 +10,8 @@ import pytest
 import torch
 from engines import dynamics, make_engine
 
-from hpc_cg.forcefield.coordinates import CoordinateMoments, bond_lengths, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments, bond_lengths
+from hpc_cg.forcefield.fitting import fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 

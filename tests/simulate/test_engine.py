@@ -11,7 +11,8 @@ from engines import biased, dynamics, make_engine
 from hpc_cg.beads import bead_system
 from hpc_cg.compiler import INSTALL
 from hpc_cg.errors import NoCompiler
-from hpc_cg.forcefield.coordinates import CoordinateMoments, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
+from hpc_cg.forcefield.fitting import fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.simulate import engine as engines

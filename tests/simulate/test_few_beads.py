@@ -8,8 +8,9 @@ import torch
 from engines import biased, dynamics, make_engine
 
 from hpc_cg.beads import bead_system
-from hpc_cg.forcefield.coordinates import CoordinateMoments, Repulsion, fit_priors
+from hpc_cg.forcefield.coordinates import CoordinateMoments
 from hpc_cg.forcefield.evaluator import evaluator
+from hpc_cg.forcefield.fitting import Repulsion, fit_priors
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.grid import Grid
 from hpc_cg.forcefield.schnet import SchNetConfig

@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from hpc_cg.beads import BeadSystem, bead_system
-from hpc_cg.forcefield.coordinates import (
-    CoordinateMoments,
-    PriorParameters,
-    dihedral_angles,
-    fit_priors,
-    internal_coordinates,
-    torsions_of,
-)
+from hpc_cg.forcefield.coordinates import CoordinateMoments, dihedral_angles, internal_coordinates, torsions_of
+from hpc_cg.forcefield.fitting import PriorParameters, fit_priors
 from hpc_cg.forcefield.priors import Prior
 from hpc_cg.simulate.langevin import Dynamics, baoab, init, step
 

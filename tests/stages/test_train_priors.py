@@ -10,7 +10,7 @@ import pytest
 from toy import write_archive, write_study
 
 from hpc_cg import errors
-from hpc_cg.forcefield.coordinates import PriorParameters
+from hpc_cg.forcefield.fitting import PriorParameters
 from hpc_cg.learning.checkpoint import load_forcefield
 from hpc_cg.stages.product import State
 from hpc_cg.stages.study import Study, read_study
