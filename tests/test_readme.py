@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 from toy import write_study
 
 from hpc_cg.campaign.members import is_campaign, read_campaign
-from hpc_cg.stages.study import TABLES, read_study
+from hpc_cg.stages.study import BESIDE, TABLES, read_study
 from launch import cli
 
 ROOT = Path(__file__).parents[1]
@@ -159,3 +159,11 @@ def test_the_house_in_the_readme_is_the_house() -> None:
     assert rooms == {path.parent.name for path in (ROOT / "hpc_cg").glob("*/__init__.py")}
     for top in re.findall(r"^(\w+)/ ", text, re.MULTILINE):
         assert (ROOT / top).is_dir(), top
+
+
+def test_settings_that_make_nothing_stale_are_told_and_no_others() -> None:
+    text = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    rows = re.search(r"^\| setting \| why \|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert rows is not None
+    told = {word for row in rows[1].splitlines()[1:] for word in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    assert told == {f"{stage}.{setting}" for stage, settings in BESIDE.items() for setting in settings}

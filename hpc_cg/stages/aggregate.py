@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from hpc_cg.learning.labels import Labels
     from hpc_cg.stages.study import Study
 
+BESIDE: frozenset[str] = frozenset()
+"""Every setting decides the estimates."""
+
 FORCE_BATCH = 2048
 LABEL_BATCH = 65_536
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from hpc_cg.store.layout import StoreSpec
 
 
+BESIDE: frozenset[str] = frozenset()
+"""Every setting decides the labels."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class KernelConfig:
     """The table [kernel].

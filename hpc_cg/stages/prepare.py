@@ -41,6 +41,9 @@ from hpc_cg.stages.progress import Heartbeat
 if TYPE_CHECKING:
     from hpc_cg.stages.study import Study
 
+BESIDE = frozenset({"failure_budget", "file_budget"})
+"""Budgets judge what is left out, and decide nothing of the store."""
+
 PLAN = "plan.json"
 LISTED_NOTES = 5
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from hpc_cg.stages.study import Study
 
 
+BESIDE: frozenset[str] = frozenset()
+"""Every setting decides the trajectories."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class ReferenceConfig:
     """The table [reference]: alanine dipeptide (amber14, OBC2 implicit solvent), independent trajectories."""

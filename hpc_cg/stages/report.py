@@ -16,6 +16,9 @@ from hpc_cg.stages.progress import Heartbeat
 if TYPE_CHECKING:
     from hpc_cg.stages.study import Study
 
+BESIDE: frozenset[str] = frozenset()
+"""Every setting is seen on the page."""
+
 PAGE = "report.html"
 LISTED = 100
 """Segments of the archive that the page names."""

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from hpc_cg.stages.study import Study
 
 
+BESIDE = frozenset({"engine", "lost_budget"})
+"""Engines differ by rounding, and blocks say which made them; the budget only judges."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class SimulateConfig:
     """The table [simulate].

@@ -1,8 +1,8 @@
 """A study: the tables of all stages together, and every path of a run.
 
 The fingerprint of a stage hashes its own table and the fingerprints of the stages it reads: changing a late table
-leaves early products sealed, changing an early one makes the later ones stale. Settings that decide nothing of the
-product (``BESIDE``) are left out.
+leaves early products sealed, changing an early one makes the later ones stale. Settings that change a product by
+rounding at most (``BESIDE``) are left out.
 """
 
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT, parse_tables, read_toml
 from hpc_cg.files import digest, digest_content
-from hpc_cg.stages import kernel, molecules, prepare, simulate, train
+from hpc_cg.stages import aggregate, kernel, molecules, prepare, reference, report, simulate, train
 from hpc_cg.stages.aggregate import AggregateConfig
 from hpc_cg.stages.kernel import KernelConfig
 from hpc_cg.stages.prepare import PrepareConfig
@@ -32,8 +32,17 @@ ARRAYS = ("kernel", "simulate")
 """Stages whose items may be done by processes that never meet: these have ``divisible``, ``n_items``, ``pending``,
 ``lay_out``, ``work_on`` and ``gather``."""
 
-BESIDE: dict[str, frozenset[str]] = {"train": train.BESIDE}
-"""Settings of a stage that its product does not depend on."""
+BESIDE: dict[str, frozenset[str]] = {
+    "reference": reference.BESIDE,
+    "prepare": prepare.BESIDE,
+    "kernel": kernel.BESIDE,
+    "train": train.BESIDE,
+    "simulate": simulate.BESIDE,
+    "aggregate": aggregate.BESIDE,
+    "report": report.BESIDE,
+}
+"""Settings of each stage that change its product by rounding at most. What was made with others stays sealed, and what
+was begun with others goes on: one that says what a file of a half-made product holds is none of them."""
 
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "reference": (),
@@ -110,8 +119,7 @@ class Study:
     def fingerprint(self, stage: str) -> str:
         """Digest of everything in the study file that decides the product of a stage."""
         before = {name: self.fingerprint(name) for name in self.upstream(stage)}
-        beside = BESIDE.get(stage, frozenset())
-        own = {name: value for name, value in asdict(self.tables[stage]).items() if name not in beside}
+        own = {name: value for name, value in asdict(self.tables[stage]).items() if name not in BESIDE[stage]}
         return digest([FORMAT, stage, own, self.study.name, self.study.temperature_K, before])
 
     def inputs(self, stage: str) -> dict[str, str]:

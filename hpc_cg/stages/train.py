@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from hpc_cg.stages.study import Study
 
 
-BESIDE = frozenset({"tensorboard"})
-"""Settings that change nothing of the force field: with others a product does not become stale."""
+BESIDE = frozenset({"accumulate", "compile", "pairs", "checkpoint_every", "tensorboard"})
+"""These sum the same gradient in another order, or decide what is kept on the way."""
 
 STREAMS = 16
 PICTURE = "train-fit-failed.png"

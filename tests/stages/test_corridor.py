@@ -189,11 +189,16 @@ def test_a_block_that_cannot_be_written_fails_the_stage_and_is_not_counted(
     assert study.state("simulate") == State.SEALED
 
 
-def test_too_many_lost_replicas_fail_the_stage_and_name_the_first(tmp_path: Path) -> None:
-    study = read_study(
-        write_study(tmp_path, simulate={"timestep_ps": 0.02, "time_ps": 8.0, "block_ps": 8.0, "lost_budget": 0.1})
-    )
+def test_too_many_lost_replicas_fail_the_stage_and_a_larger_budget_takes_the_blocks_that_are_there(
+    tmp_path: Path,
+) -> None:
+    wild = {"timestep_ps": 0.02, "time_ps": 8.0, "block_ps": 8.0}
+    study = read_study(write_study(tmp_path, simulate=wild | {"lost_budget": 0.1}))
     run_all(study, "prepare", "kernel", "train")
     with pytest.raises(errors.TooManyFailures, match="diverged first at step"):
         run_stage(study, "simulate")
     assert len(read_json(study.folder("simulate") / "quarantine.json")) > 0
+    made = {path: path.stat().st_mtime_ns for path in study.folder("simulate").glob("blocks/*")}
+    study = read_study(write_study(tmp_path, archive=False, simulate=wild | {"lost_budget": 1.0}))
+    run_all(study, "simulate")
+    assert made and {path: path.stat().st_mtime_ns for path in made} == made

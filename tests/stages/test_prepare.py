@@ -121,7 +121,7 @@ def test_a_bad_frame_is_quarantined_with_its_reason_and_the_rest_is_kept(tmp_pat
     assert load(study.folder("prepare") / STORE, "toy").n_frames == 1229
 
 
-def test_too_many_bad_frames_end_the_stage_and_nothing_is_sealed(tmp_path: Path) -> None:
+def test_too_many_bad_frames_end_the_stage_and_with_a_larger_budget_it_is_sealed_as_it_stands(tmp_path: Path) -> None:
     study = read_study(write_study(tmp_path))
     path = tmp_path / "archive" / "run0_forces.npy"
     forces = np.load(path)
@@ -130,6 +130,10 @@ def test_too_many_bad_frames_end_the_stage_and_nothing_is_sealed(tmp_path: Path)
     with pytest.raises(errors.TooManyFailures, match=r"0\.10% of 1230 frames.*50, the first in .*run0"):
         run_stage(study, "prepare")
     assert study.state("prepare") == State.PARTIAL
+    made = {path: path.stat().st_mtime_ns for path in study.folder("prepare").glob("commits/*/*.json")}
+    study = read_study(write_study(tmp_path, archive=False, prepare={"failure_budget": 0.05}))
+    assert run_stage(study, "prepare") == 0
+    assert made and {path: path.stat().st_mtime_ns for path in made} == made
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
 """Study files: every mistake at once; what is sealed, stale, partial, absent."""
 
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from toy import write_study
+import torch
+from toy import frames, write_study
 
 from hpc_cg import errors
-from hpc_cg.stages.product import State, begin, differences, read_seal
+from hpc_cg.stages import train
+from hpc_cg.stages.claims import release
+from hpc_cg.stages.product import State, begin, differences, read_seal, seal
+from hpc_cg.stages.progress import Heartbeat
 from hpc_cg.stages.study import BESIDE, TABLES, read_study
 from jobs.run import run_stage
 
@@ -77,28 +83,88 @@ def test_a_late_change_leaves_early_products_sealed_and_an_early_one_makes_late_
     assert read_study(path).state("train") == State.ABSENT
 
 
-def test_a_setting_that_changes_nothing_of_the_model_leaves_every_product_sealed_and_all_others_do_not(
-    tmp_path: Path,
+OTHER: dict[str, dict[str, Any]] = {
+    "prepare": {"failure_budget": 0.5, "file_budget": 0.5},
+    "train": {"accumulate": 2, "compile": True, "pairs": "torch", "checkpoint_every": 7, "tensorboard": True},
+    "simulate": {"engine": "torch", "lost_budget": 0.1},
+}
+"""For each setting that changes a product by rounding at most, another value than that of the toy."""
+
+DECISIVE: dict[str, dict[str, Any]] = {
+    "prepare": {"force_limit": 1e4, "shard_frames": 64, "held_out_period": 5},
+    "kernel": {"seed": 2, "draws": "stored"},
+    "train": {"precision": "bfloat16", "memory_limit_gb": 1.0, "filter_grid": 600, "validate_every": 3},
+    "simulate": {"n_knots": 1024, "export": "dcd", "block_ps": 0.4, "group_size": 2},
+    "aggregate": {"resamples": 20},
+    "report": {"title": "another"},
+}
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study whose products are empty and sealed."""
+    folder = tmp_path_factory.mktemp("sealed")
+    study = read_study(write_study(folder))
+    for stage in study.stages:
+        begin(study.folder(stage), study.fingerprint(stage), study.intent(stage))
+        seal(study.folder(stage), stage, study.fingerprint(stage), study.inputs(stage), "", {}, {})
+    return folder
+
+
+def states(folder: Path, stage: str, setting: str, value: object) -> dict[str, State]:
+    """What each stage is once a setting has another value."""
+    before = read_study(write_study(folder, archive=False)).tables[stage]
+    now = read_study(write_study(folder, archive=False, **{stage: {setting: value}}))
+    assert getattr(before, setting) != getattr(now.tables[stage], setting)
+    return now.states()
+
+
+@pytest.mark.parametrize(("stage", "setting"), [(stage, name) for stage in BESIDE for name in sorted(BESIDE[stage])])
+def test_a_setting_that_changes_a_product_by_rounding_at_most_leaves_every_product_sealed(
+    sealed: Path, stage: str, setting: str
 ) -> None:
-    def prints(**train: object) -> dict[str, str]:
-        study = read_study(write_study(tmp_path, archive=False, train=train))
-        return {stage: study.fingerprint(stage) for stage in study.stages}
-
-    plain = prints()
-    assert prints(tensorboard=True) == plain
-    for change in ({"compile": True}, {"decoy_every": 7}, {"checkpoint_every": 499}, {"seed": 2}):
-        found = prints(**change)
-        assert {stage for stage in plain if plain[stage] != found[stage]} == {
-            "train",
-            "simulate",
-            "aggregate",
-            "report",
-        }
+    assert set(states(sealed, stage, setting, OTHER[stage][setting]).values()) == {State.SEALED}
 
 
-def test_settings_that_decide_nothing_of_a_product_are_settings() -> None:
+@pytest.mark.parametrize(("stage", "setting"), [(stage, name) for stage in DECISIVE for name in DECISIVE[stage]])
+def test_a_setting_that_decides_a_product_makes_it_and_all_after_it_stale(
+    sealed: Path, stage: str, setting: str
+) -> None:
+    found = states(sealed, stage, setting, DECISIVE[stage][setting])
+    order = list(found)
+    stale = order[order.index(stage) :]
+    assert found == {name: State.STALE if name in stale else State.SEALED for name in order}
+
+
+def test_every_stage_says_which_of_its_settings_those_are() -> None:
+    assert BESIDE.keys() == TABLES.keys() - {"study"}
     for stage, names in BESIDE.items():
         assert names <= TABLES[stage].__dataclass_fields__.keys()
+
+
+def test_a_training_that_goes_on_with_other_such_settings_ends_in_the_same_forces(tmp_path: Path) -> None:
+    """Compiling by torch takes a minute: that it changes no number is asked of the trainer."""
+    from hpc_cg.learning.checkpoint import load_forcefield
+    from hpc_cg.learning.distributed import World
+
+    study = read_study(write_study(tmp_path))
+    for stage in ("prepare", "kernel", "train"):
+        assert run_stage(study, stage) == 0
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    copy = read_study(write_study(tmp_path / "copy", archive=False))
+    shutil.rmtree(copy.folder("train"))
+    begin(copy.folder("train"), copy.fingerprint("train"), copy.intent("train"))
+    steps = iter(range(6))
+    assert not train.work(copy, World(0, 1), Heartbeat(copy.folder("train"), 0), lambda: next(steps, None) is None)
+    release(copy.folder("train"))
+    other = {"accumulate": 2, "pairs": "torch", "checkpoint_every": 3}
+    copy = read_study(write_study(tmp_path / "copy", archive=False, train=other))
+    assert copy.state("train") == State.PARTIAL and copy.done("train")[0] == 7
+    assert run_stage(copy, "train") == 0
+    assert not (copy.run_folder / "superseded").exists()
+    positions = torch.from_numpy(frames(50, seed=9)[0]).float()
+    one, two = (load_forcefield(each.folder("train"))[0].delta(positions) for each in (study, copy))
+    assert (one - two).norm() < 1e-5 * one.norm()
 
 
 def test_a_stale_product_is_moved_aside_not_lost(tmp_path: Path) -> None:
