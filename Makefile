@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "making .venv: $(PYTHON) comes without venv. On Debian: apt-get install python3-venv" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[mpi,openmm,test]'
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[mpi,openmm,tensorboard,test]'
 	@touch $@
 
 demo: $(READY)
