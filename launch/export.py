@@ -27,7 +27,7 @@ def export_forcefield(study: Study, path: Path, double: bool) -> tuple[Path, ...
             f"{study.folder('train')} made with other settings",
             "run the stage train again, or put the settings back",
         )
-    forcefield, step = load_forcefield(study.folder("train"))
+    forcefield, step = load_forcefield(study.folder("train"), study.molecule)
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
     shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
     example = starts(source, shards, study.tables["simulate"].seed, (0,))[0]

@@ -175,7 +175,7 @@ def _forces(studies: Sequence[Study]) -> np.ndarray:
     parts = torch.from_numpy(np.ascontiguousarray(positions)).split(EXCESS_BATCH)
     rows = []
     for study in studies:
-        evaluate = evaluator(load_forcefield(study.folder("train"))[0], tabulated=False)
+        evaluate = evaluator(load_forcefield(study.folder("train"), study.molecule)[0], tabulated=False)
         rows.append(np.concatenate([evaluate(part).forces.numpy() for part in parts]))
     return np.stack(rows)
 

@@ -8,6 +8,7 @@ network alone is what training fits to the delta forces F - F_prior (Wang et al.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,13 +25,29 @@ from hpc_cg.forcefield.schnet import SchNet, SchNetConfig
 
 
 class ForceField(nn.Module):
-    """Prior plus network for one bead system. Units nm, kJ/mol, kJ/mol/nm. Masses play no part."""
+    """Prior plus network for one bead system. Units nm, kJ/mol, kJ/mol/nm. Masses play no part.
 
-    def __init__(self, system: BeadSystem, prior: PriorParameters, config: SchNetConfig | None = None, seed: int = 0):
+    n_types   of the network, where it is to know more types of beads than this system has
+    """
+
+    def __init__(
+        self,
+        system: BeadSystem,
+        prior: PriorParameters,
+        config: SchNetConfig | None = None,
+        seed: int = 0,
+        n_types: int | None = None,
+    ):
         super().__init__()
         self.system, self.parameters_of_prior, self.config = system, prior, config or SchNetConfig()
         self.prior = Prior(system, prior)
-        self.network = SchNet(system.types, self.config, seed)
+        self.network = SchNet(system.types, self.config, seed, n_types)
+
+    def beside(self, system: BeadSystem, prior: PriorParameters) -> "ForceField":
+        """The force field of another molecule, with priors of its own and the very same network."""
+        other = ForceField(system, prior, self.config)
+        other.network = self.network.beside(system.types)
+        return other
 
     def forward(self, positions: Float[Tensor, "frame bead 3"]) -> Prediction:
         """Energy and forces of priors and network together."""
@@ -57,9 +74,25 @@ class ForceField(nn.Module):
         return json.loads(json.dumps(content))
 
     @staticmethod
-    def from_description(content: dict[str, Any]) -> "ForceField":
-        """A force field of that description, with freshly drawn weights (load a state dict into it)."""
+    def from_description(content: dict[str, Any], molecule: str | None = None) -> "ForceField":
+        """A force field of that description, with freshly drawn weights (load a state dict into it).
+
+        molecule   which one of those that ``describe_several`` has described
+        """
         network = dict(content["network"])
         network["terminal_widths"] = tuple(network["terminal_widths"])
-        system = BeadSystem.from_json(content["system"])
-        return ForceField(system, PriorParameters.from_json(content["prior"]), SchNetConfig(**network))
+        n_types = len(content["vocabulary"]) if "vocabulary" in content else None
+        own = content["molecules"][molecule] if "molecules" in content else content
+        system, prior = BeadSystem.from_json(own["system"]), PriorParameters.from_json(own["prior"])
+        return ForceField(system, prior, SchNetConfig(**network), n_types=n_types)
+
+
+def describe_several(forcefields: Mapping[str, ForceField], vocabulary: Sequence[str]) -> dict[str, Any]:
+    """As ``ForceField.describe``, of molecules with one network.
+
+    vocabulary   what each row of the network's embedding stands for
+    """
+    parts = {name: one.describe() for name, one in forcefields.items()}
+    network = next(iter(parts.values()))["network"]
+    molecules = {name: {"system": part["system"], "prior": part["prior"]} for name, part in parts.items()}
+    return {"network": network, "vocabulary": list(vocabulary), "molecules": molecules}

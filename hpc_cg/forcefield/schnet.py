@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hpc_cg.forcefield.fused import FusedConvolution
-from hpc_cg.forcefield.grid import Grid, interpolate, knots_for, table
+from hpc_cg.forcefield.grid import Grid, Places, interpolate, knots_for, table
 from hpc_cg.forcefield.pairs import couple, gather
 from hpc_cg.forcefield.prediction import Prediction
 
@@ -54,6 +54,11 @@ class SchNetConfig:
     n_blocks: int = 2
     terminal_widths: tuple[int, ...] = (128,)
     energy_unit: float = 10.0
+
+
+def _cut(values: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Values that follow one another, cut into the shapes of ``like``."""
+    return [part.view_as(one) for part, one in zip(values.split([x.numel() for x in like]), like, strict=True)]
 
 
 def through_tanh(back: Tensor, values: Tensor) -> Tensor:
@@ -168,10 +173,19 @@ class Beads(NamedTuple):
     present: Bool[Tensor, "bead frame"] | None
 
 
+class Geometry(NamedTuple):
+    """The beads of a batch, and where they lie from one another (nm)."""
+
+    beads: Beads
+    vectors: Float[Tensor, "pair frame 3"]
+    distances: Float[Tensor, "pair frame"]
+
+
 class SchNet(nn.Module):
     """The network of one bead system, over all its pairs at once (meant for up to about a hundred beads).
 
-    ``padded`` takes batches of several molecules, whose bead types are all among ``types``.
+    ``beside`` is the same network for another molecule; ``padded`` takes frames of several molecules in one batch. For
+    these, ``n_types`` are the types of all molecules, the rows of the embedding.
     """
 
     difference: Tensor
@@ -179,7 +193,7 @@ class SchNet(nn.Module):
     first: Tensor
     second: Tensor
 
-    def __init__(self, types: tuple[int, ...], config: SchNetConfig, seed: int = 0):
+    def __init__(self, types: tuple[int, ...], config: SchNetConfig, seed: int = 0, n_types: int | None = None):
         super().__init__()
         self.config = config
         n = len(types)
@@ -190,7 +204,7 @@ class SchNet(nn.Module):
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
         widths = (config.n_filters, *config.terminal_widths)
-        self.embedding = nn.Embedding(max(types) + 1, config.n_filters)
+        self.embedding = nn.Embedding(n_types or max(types) + 1, config.n_filters)
         self.basis = RadialBasis(config.cutoff_nm, config.n_rbf)
         blocks = [Block(config.n_rbf, config.n_filters) for _ in range(config.n_blocks)]
         readout = [nn.Linear(wide, narrow) for wide, narrow in pairwise(widths)]
@@ -198,6 +212,12 @@ class SchNet(nn.Module):
         self.readout = cast("Sequence[nn.Linear]", nn.ModuleList(readout))
         self.last = nn.Linear(widths[-1], 1, bias=False)
         self.initialise(seed)
+
+    def beside(self, types: tuple[int, ...]) -> "SchNet":
+        """This network for another molecule: other beads, and the very same parameters."""
+        other = SchNet(types, self.config, n_types=len(self.embedding.weight))
+        other.embedding, other.blocks, other.readout, other.last = self.embedding, self.blocks, self.readout, self.last
+        return other
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -246,7 +266,15 @@ class SchNet(nn.Module):
 
         types   of the beads of every frame, as for ``padded``; None for those of the system
         """
-        x, difference, present = self._beads() if types is None else self._padded_beads(types)
+        seen = self.geometry(positions, types)
+        return self.evaluate(seen, convolve(seen.distances), half)
+
+    def geometry(
+        self, positions: Float[Tensor, "frame bead 3"], types: Int[Tensor, "frame bead"] | None = None
+    ) -> Geometry:
+        """What of the positions the network looks at; types as for ``predict``."""
+        beads = self._beads() if types is None else self._padded_beads(types)
+        difference, present = beads.difference, beads.present
         if present is not None:
             positions = torch.where(present.T[..., None], positions, 0.0)
         n_frames, n_beads, _ = positions.shape
@@ -256,8 +284,13 @@ class SchNet(nn.Module):
         if present is not None:
             both = difference.abs() @ present.to(difference.dtype) > 1.5  # 2 where a pair has both of its beads
             distances = torch.where(both, distances, 2.0 * self.config.cutoff_nm)
-        convolutions = convolve(distances)
-        with torch.autocast(positions.device.type, torch.bfloat16) if half else nullcontext():
+        return Geometry(beads, vectors, distances)
+
+    def evaluate(self, seen: Geometry, convolutions: Sequence[Convolution], half: bool = False) -> Prediction:
+        """Energy and forces, given the convolution of every block."""
+        (x, difference, present), vectors, distances = seen
+        n_frames, n_beads = distances.shape[1], difference.shape[1]
+        with torch.autocast(distances.device.type, torch.bfloat16) if half else nullcontext():
             energy, slope = self.radial(convolutions, x, present)
         along = (slope / distances)[..., None] * vectors
         forces = -(difference.T @ along.view(len(along), 3 * n_frames)).view(n_beads, n_frames, 3)
@@ -280,13 +313,22 @@ class SchNet(nn.Module):
 
     def convolutions(self, distances: Float[Tensor, "pair frame"], grid: Grid | None = None) -> Sequence[Convolution]:
         """The convolution of every block at the distances (nm)."""
+        return self.convolutions_of([distances], grid)[0]
+
+    def convolutions_of(self, distances: Sequence[Tensor], grid: Grid | None = None) -> list[Sequence[Convolution]]:
+        """The convolutions at the distances of several batches (each pair frame; nm): one evaluation of the grid."""
         if grid is None:
-            return [DenseConvolution(*kernel) for kernel in self.filters(distances)]
-        knots, step, places = knots_for(distances, self.config.cutoff_nm, grid)
+            return [[DenseConvolution(*kernel) for kernel in self.filters(batch)] for batch in distances]
+        one = len(distances) == 1
+        flat = distances[0] if one else torch.cat([batch.flatten() for batch in distances])[:, None]
+        knots, step, whole = knots_for(flat, self.config.cutoff_nm, grid)
         tables = [table(kernel, step) for kernel in self.filters(knots[:, None])]
-        if grid.compiled and not distances.requires_grad:  # compiled code has no gradient by positions
-            return [FusedConvolution(rows, places, step) for rows in tables]
-        return [DenseConvolution(*interpolate(rows, places, step)) for rows in tables]
+        places = (
+            [whole] if one else [Places(*found) for found in zip(*(_cut(x, distances) for x in whole), strict=True)]
+        )
+        if grid.compiled and not flat.requires_grad:  # compiled code has no gradient by positions
+            return [[FusedConvolution(rows, there, step) for rows in tables] for there in places]
+        return [[DenseConvolution(*interpolate(rows, there, step)) for rows in tables] for there in places]
 
     def radial(
         self, convolutions: Sequence[Convolution], x: Tensor, present: Bool[Tensor, "bead frame"] | None = None

@@ -1,6 +1,6 @@
 """Checkpoints: a folder per saved step, sealed last; the newest sealed one counts.
 
-    step-000020000/   model.pt  optimizer.pt  cursor.json  SEALED
+    step-000020000/   model.pt  optimizer.pt  cursor.json  description.json  SEALED
                       average.pt (with train.ema)  best.pt (with train.early_stop)
 
 Training goes on from the model. Simulation uses the weights with the smallest held-out error where training looks for
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_cg.errors import DamagedProduct, NotSealed
+from hpc_cg.errors import DamagedProduct, MissingInput, NotSealed
 from hpc_cg.files import digest_bytes, explain_write_errors, fsync_folder, read_json, write_bytes, write_json
 from hpc_cg.forcefield.forcefield import ForceField
 
@@ -111,8 +111,12 @@ def newest(root: Path) -> Checkpoint | None:
     return load(found[-1]) if found else None
 
 
-def load_forcefield(root: Path) -> tuple[ForceField, int]:
-    """The force field that the newest sealed checkpoint below ``root`` chooses, and its step; raises NotSealed."""
+def load_forcefield(root: Path, molecule: str | None = None) -> tuple[ForceField, int]:
+    """The force field that the newest sealed checkpoint below ``root`` chooses, and its step.
+
+    molecule   whose force field, of a network that was trained on several
+    Raises NotSealed; MissingInput where the network was not trained on that molecule.
+    """
     found = newest(root)
     if found is None:
         raise NotSealed(
@@ -120,9 +124,16 @@ def load_forcefield(root: Path) -> tuple[ForceField, int]:
             "no sealed checkpoint there",
             "run the stage train of this study first",
         )
+    known = found.description.get("molecules")
+    if known is not None and molecule not in known:
+        raise MissingInput(
+            f"the force field of {molecule}",
+            f"a network trained on {', '.join(known)} in {root}",
+            "name one of these as simulate.molecule",
+        )
     model, step = found.chosen
     try:
-        forcefield = ForceField.from_description(found.description)
+        forcefield = ForceField.from_description(found.description, molecule)
         forcefield.load_state_dict(model)
     except (KeyError, TypeError, RuntimeError) as error:
         raise DamagedProduct(

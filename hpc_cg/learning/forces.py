@@ -13,6 +13,7 @@ from hpc_cg.errors import NoCompiler, OtherNumbers
 from hpc_cg.forcefield import fused
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.forcefield.grid import Grid
+from hpc_cg.forcefield.together import forces_together
 from hpc_cg.learning.distributed import World
 from hpc_cg.learning.feed import Labelled
 from hpc_cg.learning.settings import Settings
@@ -47,6 +48,27 @@ class Way:
     def pairs(self) -> str:
         """Who sums over pairs of beads."""
         return "compiled" if self.grid is not None and self.grid.compiled else "torch"
+
+
+Part = tuple[int, Labelled]
+"""Frames of one molecule, behind its number."""
+
+Forces = Callable[[Sequence[int], Sequence[Tensor]], list[Tensor]]
+"""From the numbers of some molecules and positions of each (frame bead 3) to the forces of each."""
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The ways of all molecules that are trained on, to be asked for their forces together."""
+
+    each: tuple[Way, ...]
+
+    def __call__(self, numbers: Sequence[int], positions: Sequence[Tensor]) -> list[Tensor]:
+        """Forces of the network on frames of the molecules with these numbers (each frame bead 3; kJ/mol/nm)."""
+        ways = [self.each[number] for number in numbers]
+        if len(ways) == 1:
+            return [ways[0](positions[0])]
+        return forces_together([way.forcefield.network for way in ways], positions, ways[0].grid, ways[0].half)
 
 
 def choose_grid(settings: Settings, device: torch.device) -> Grid | None:
@@ -92,36 +114,44 @@ def refuse_precision(error: float) -> None:
 
 @dataclass(frozen=True)
 class CompiledWay:
-    """A way as torch.compile makes it, for the numbers of frames that come again and again.
+    """Ways as torch.compile makes them, for the numbers of frames that come again and again.
 
     torch.compile makes a step for each number of frames, and no more than some; another number goes the plain way.
+
+    n_frames   by molecule: its number and how many frames, of all that are asked for together
     """
 
-    plain: Way
-    quick: Callable[[Tensor], Tensor]
-    n_frames: frozenset[int]
+    plain: Ways
+    quick: Forces
+    n_frames: frozenset[tuple[tuple[int, int], ...]]
 
-    def __call__(self, positions: Tensor) -> Tensor:
-        """Forces of the network (frame bead 3; kJ/mol/nm)."""
-        return self.quick(positions) if len(positions) in self.n_frames else self.plain(positions)
+    def __call__(self, numbers: Sequence[int], positions: Sequence[Tensor]) -> list[Tensor]:
+        """Forces of the network, as ``Ways`` gives them."""
+        asked = tuple(zip(numbers, map(len, positions), strict=True))
+        return self.quick(numbers, positions) if asked in self.n_frames else self.plain(numbers, positions)
 
 
-def compiled_by_torch(way: Way, samples: Sequence[Labelled]) -> CompiledWay:
-    """The way as torch.compile makes it for as many frames as each sample has: one or two numbers in a training.
+def compiled_by_torch(ways: Ways, samples: Sequence[Sequence[Part]]) -> CompiledWay:
+    """The ways as torch.compile makes them for as many frames as each sample has: one or two numbers in a training.
 
-    It is compared on the samples: forces, and gradients of a loss. Raises OtherNumbers where they differ, or where this
-    torch cannot compile it here.
+    They are compared on the samples: forces, and gradients of a loss. Raises OtherNumbers where they differ, or where
+    this torch cannot compile it here.
     """
-    quick = torch.compile(way, dynamic=False)
+    quick = torch.compile(ways, dynamic=False)
     for sample in samples:
-        _compare(way, quick, sample)
-    return CompiledWay(way, quick, frozenset(len(sample.positions) for sample in samples))
+        _compare(ways, quick, sample)
+    return CompiledWay(ways, quick, frozenset(sizes_of(sample) for sample in samples))
 
 
-def _compare(way: Way, quick: Callable[[Tensor], Tensor], sample: Labelled) -> None:
-    """Raises OtherNumbers where ``quick`` fails, or gives other forces or gradients than the way."""
-    parameters = [p for p in way.forcefield.parameters() if p.requires_grad]
-    wanted, gradient = _forces_and_gradient(way, sample, parameters)
+def sizes_of(parts: Sequence[Part]) -> tuple[tuple[int, int], ...]:
+    """Which molecules there are frames of, and how many."""
+    return tuple((number, len(frames.index)) for number, frames in parts)
+
+
+def _compare(ways: Ways, quick: Forces, sample: Sequence[Part]) -> None:
+    """Raises OtherNumbers where ``quick`` fails, or gives other forces or gradients than the ways."""
+    parameters = [p for p in ways.each[0].forcefield.parameters() if p.requires_grad]
+    wanted, gradient = _forces_and_gradient(ways, sample, parameters)
     try:
         found, other = _forces_and_gradient(quick, sample, parameters)
     except Exception as error:
@@ -140,9 +170,9 @@ def _compare(way: Way, quick: Callable[[Tensor], Tensor], sample: Labelled) -> N
             )
 
 
-def _forces_and_gradient(
-    way: Callable[[Tensor], Tensor], sample: Labelled, parameters: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    forces = way(sample.positions)
-    gradient = torch.autograd.grad((forces - sample.forces).square().mean(), parameters)
-    return forces.detach(), torch.cat([part.reshape(-1) for part in gradient])
+def _forces_and_gradient(ways: Forces, sample: Sequence[Part], parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    found = ways(tuple(number for number, _ in sample), [frames.positions for _, frames in sample])
+    terms = [(forces - frames.forces).square().mean() for forces, (_, frames) in zip(found, sample, strict=True)]
+    gradient = torch.autograd.grad(torch.stack(terms).sum(), parameters)
+    flat = [torch.cat([part.reshape(-1) for part in parts]) for parts in (found, gradient)]
+    return flat[0].detach(), flat[1]

@@ -1,8 +1,9 @@
 """The trainer: force matching on delta forces, on any number of processes, readable from top to bottom.
 
-A step is a function of (seed, step): which frames, which noise. So a run that was stopped and resumed is the run that
-was not, and one process sees the samples that many see. Everything that can change lives in the model, its average, the
-optimizer, the progress on held-out frames and the step, and these are what a checkpoint holds.
+One network is trained, on one molecule or on several at once (``mixture.py``). A step is a function of (seed, step):
+which frames, which noise. So a run that was stopped and resumed is the run that was not, and one process sees the
+samples that many see. Everything that can change lives in the model, its average, the optimizer, the progress on
+held-out frames and the step, and these are what a checkpoint holds.
 """
 
 import json
@@ -19,30 +20,41 @@ from torch import Tensor
 
 from hpc_cg.errors import BadFrames, TrainingDiverged
 from hpc_cg.files import write_text
-from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.learning import checkpoint as checkpoints
 from hpc_cg.learning.average import Average
 from hpc_cg.learning.board import open_board, write_row
 from hpc_cg.learning.decoys import decoys_of
 from hpc_cg.learning.distributed import World, check_gradients, sum_gradients, together
-from hpc_cg.learning.feed import Feed, Labelled
-from hpc_cg.learning.forces import Way, choose_grid, compiled_by_torch, precision_error, refuse_precision
+from hpc_cg.learning.feed import Labelled
+from hpc_cg.learning.forces import (
+    Forces,
+    Part,
+    Way,
+    Ways,
+    choose_grid,
+    compiled_by_torch,
+    precision_error,
+    refuse_precision,
+    sizes_of,
+)
 from hpc_cg.learning.loss import ForceErrors, error_sums, errors_of, sum_of_squares
+from hpc_cg.learning.mixture import Member
 from hpc_cg.learning.schedule import Progress
 from hpc_cg.learning.settings import Settings
 
 CHECK_FRAMES = 32
 NAMED = 5
-"""Frames of each process that are named when a training fails."""
+"""Frames of each process, and of each molecule, that are named when a training fails."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a training ended: all its steps done, ended early, or stopped at a step boundary and saved.
 
-    validation       errors of the weights that simulation uses, those of ``chosen_step``
+    validation       errors of the weights that simulation uses, those of ``chosen_step``: the mean over molecules
+    of_molecules     the same of each molecule
     grid_error       of these weights: rms error of forces that the grid causes, over the rms of the network's forces; 0
-                     without a grid
+                     without a grid. Of several molecules, the largest
     precision_error  the same that bfloat16 causes; 0 in float32
     precision_error_at_start  of the weights that training began with, which decided whether it may be used
     """
@@ -51,6 +63,7 @@ class Outcome:
     step: int
     chosen_step: int
     validation: ForceErrors
+    of_molecules: tuple[ForceErrors, ...]
     frames_per_s: float
     grid_error: float
     precision_error: float
@@ -58,23 +71,21 @@ class Outcome:
 
 
 class Trainer:
-    """One training on one process of a world."""
+    """One training on one process of a world.
 
-    def __init__(
-        self,
-        forcefield: ForceField,
-        feed: Feed,
-        settings: Settings,
-        world: World,
-        folder: Path,
-    ):
-        self.forcefield, self.feed, self.settings, self.world, self.folder = forcefield, feed, settings, world, folder
-        self.device = next(forcefield.parameters()).device
-        grid = together("the grid of filters", lambda: choose_grid(settings, self.device), world, self.device)
-        self.exact = Way(forcefield, grid)
-        self.way = Way(forcefield, self.exact.grid, half=settings.precision == "bfloat16")
-        self.network_forces: Callable[[Tensor], Tensor] = self.way
-        self.parameters = [p for p in forcefield.parameters() if p.requires_grad]
+    members   the molecules; all have the same network, which is kept as that of the first
+    """
+
+    def __init__(self, members: Sequence[Member], settings: Settings, world: World, folder: Path):
+        self.members, self.settings, self.world, self.folder = tuple(members), settings, world, folder
+        self.forcefield = self.members[0].forcefield
+        self.device = next(self.forcefield.parameters()).device
+        self.grid = together("the grid of filters", lambda: choose_grid(settings, self.device), world, self.device)
+        half = settings.precision == "bfloat16"
+        self.exact = tuple(Way(member.forcefield, self.grid) for member in self.members)
+        self.ways = Ways(tuple(Way(member.forcefield, self.grid, half) for member in self.members))
+        self.network_forces: Forces = self.ways
+        self.parameters = [p for p in self.forcefield.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
@@ -103,9 +114,9 @@ class Trainer:
         if self.settings.tensorboard:
             self.board = together("train.tensorboard", self._open_board, self.world, self.device)
         errors = self._validate()
-        if not np.isfinite(errors.delta):
+        self.scale = ForceErrors.pooled(errors).delta
+        if not np.isfinite(self.scale):
             raise self._bad_held_out()
-        self.scale = errors.delta
         self._check_ways()
         if self.world.size > 1:
             self._check_world()
@@ -126,11 +137,12 @@ class Trainer:
             self.board.close()
         rate = self.step * self.settings.batch_size / self.seconds if self.seconds else 0.0
         if self.best is not None:
-            errors = ForceErrors(**self.best["errors"])
+            errors = tuple(ForceErrors(**own) for own in self.best["errors"])
         chosen = self.step if self.best is None else self.progress.best_step
         with self._chosen_in_place():
             ways = self._grid_error(), self._precision_error()
-        return Outcome(self.finished, self.step, chosen, errors, rate, *ways, self.error_at_start)
+        pooled = ForceErrors.pooled(errors)
+        return Outcome(self.finished, self.step, chosen, pooled, errors, rate, *ways, self.error_at_start)
 
     def _open_board(self) -> Any:
         """What the first process writes learning curves to; None on the others."""
@@ -143,13 +155,14 @@ class Trainer:
 
     def _train_one_step(self, stop: bool) -> bool:
         """One step of the optimizer; returns whether any process asked to stop."""
-        batch = self.feed.train(self.step)
-        # not the weight of this very batch, which would make a heavy frame count less among heavy ones
-        loss = self._gradient(batch, self.settings.batch_size * self.feed.mean_weight)
+        batches = [member.feed.train(self.step) for member in self.members]
+        # not the weight of this very batch, which would make a heavy frame count less among heavy ones; as each of n
+        # molecules has one n-th of the batch, the sum of their losses is the mean
+        loss = self._gradient(batches, [self.settings.batch_size * member.feed.mean_weight for member in self.members])
         told = torch.stack([loss, loss.new_tensor(float(stop))])
         loss, stops = sum_gradients(self.parameters, self.world, told)
         if not torch.isfinite(loss):
-            raise self._diverged(batch)
+            raise self._diverged(batches)
         rate = self.settings.pace.rate(self.step, self.progress.reductions)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -160,53 +173,85 @@ class Trainer:
         self.running = [self.running[0] + float(loss) * self.scale, self.running[1] + 1]
         return bool(stops > 0)
 
-    def _parts(self, batch: Labelled) -> Iterator[Labelled]:
-        """A batch in as many parts as are done one after another."""
+    def _parts(self, batches: Sequence[Labelled]) -> Iterator[list[Part]]:
+        """The batches of all molecules in as many parts as are done one after another; none is empty."""
         count = self.settings.accumulate
-        parts = (batch.part(slice(number, None, count)) for number in range(count))
-        return (part for part in parts if len(part.index))
+        for first in range(count):
+            parts = [(number, batch.part(slice(first, None, count))) for number, batch in enumerate(batches)]
+            if present := [(number, frames) for number, frames in parts if len(frames.index)]:
+                yield present
 
-    def _gradient(self, batch: Labelled, total_weight: float) -> Tensor:
-        """This process's part of the loss, and its gradient in the parameters."""
+    def _gradient(self, batches: Sequence[Labelled], total_weights: Sequence[float]) -> Tensor:
+        """This process's part of the loss, and its gradient in the parameters.
+
+        Takes a batch of each molecule, and what the sum over its frames is divided by.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device, dtype=self.parameters[0].dtype)
         every = self.settings.decoy_every
-        total_weight *= self.scale * (1.0 + (1.0 / every if every else 0.0))
-        for part in self._parts(batch):
+        scale = self.scale * (1.0 + (1.0 / every if every else 0.0))
+        totals = [weight * scale for weight in total_weights]
+        for part in self._parts(batches):
             with torch.no_grad():
-                delta = part.forces - self.forcefield.prior(part.positions).forces
-            loss = loss + self._backward(part, delta, total_weight)
-            decoys = every and decoys_of(part, every, self.settings.decoy_nm, self.settings.seed, self.step)
+                deltas = [frames.forces - self._prior(number, frames) for number, frames in part]
+            loss = loss + self._backward(part, deltas, totals)
+            decoys = self._decoys(part) if every else []
             if decoys:
-                loss = loss + self._backward(decoys, decoys.forces, total_weight)
+                loss = loss + self._backward(decoys, [frames.forces for _, frames in decoys], totals)
         return loss
 
-    def _backward(self, part: Labelled, delta: Tensor, total_weight: float) -> Tensor:
-        loss = sum_of_squares(delta - self.network_forces(part.positions), part.weights) / total_weight
+    def _decoys(self, part: Sequence[Part]) -> list[Part]:
+        """The decoys of those molecules that have some in this part."""
+        every, sigma_nm = self.settings.decoy_every, self.settings.decoy_nm
+        seeds = [member.seed for member in self.members]
+        found = [(number, decoys_of(frames, every, sigma_nm, seeds[number], self.step)) for number, frames in part]
+        return [(number, decoys) for number, decoys in found if decoys is not None]
+
+    def _backward(self, part: Sequence[Part], deltas: Sequence[Tensor], totals: Sequence[float]) -> Tensor:
+        numbers = tuple(number for number, _ in part)
+        found = self.network_forces(numbers, [frames.positions for _, frames in part])
+        terms = [
+            sum_of_squares(delta - forces, frames.weights) / totals[number]
+            for (number, frames), delta, forces in zip(part, deltas, found, strict=True)
+        ]
+        loss = sum(terms[1:], terms[0])
         loss.backward()
         return loss.detach()
 
+    def _prior(self, number: int, frames: Labelled) -> Tensor:
+        """Forces of a molecule's priors."""
+        return self.members[number].forcefield.prior(frames.positions).forces
+
     @torch.no_grad()
-    def _validate(self) -> ForceErrors:
-        """Errors on the held-out frames, with the same noise at every look; shared by the processes."""
-        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+    def _validate(self) -> tuple[ForceErrors, ...]:
+        """Errors on each molecule's held-out frames, with the same noise at every look; shared by the processes."""
+        sums = torch.zeros(len(self.members), 5, dtype=torch.float64, device=self.device)
         with self.average.in_place():
-            for part in self.feed.validation():
-                prior = self.forcefield.prior(part.positions).forces
-                sums += error_sums(part.forces, prior, prior + self.exact(part.positions), part.weights)
-        return errors_of(self.world.sum_(sums).cpu())
+            for number, member in enumerate(self.members):
+                for frames in member.feed.validation():
+                    prior = self._prior(number, frames)
+                    model = prior + self.exact[number](frames.positions)
+                    sums[number] += error_sums(frames.forces, prior, model, frames.weights)
+        return tuple(errors_of(own) for own in self.world.sum_(sums).cpu())
 
     @torch.no_grad()
     def _grid_error(self) -> float:
-        """What the grid does to the forces, on the same frames on every process."""
-        if self.exact.grid is None:
+        """What the grid does to the forces, on the same frames on every process; the largest of any molecule."""
+        if self.grid is None:
             return 0.0
-        positions = self.feed.same(CHECK_FRAMES).positions
-        exact = self.forcefield.delta(positions)
-        return float(((self.exact(positions) - exact).square().mean() / exact.square().mean()).sqrt())
+        found = []
+        for member, way in zip(self.members, self.exact, strict=True):
+            positions = member.feed.same(CHECK_FRAMES).positions
+            exact = member.forcefield.delta(positions)
+            found.append(float(((way(positions) - exact).square().mean() / exact.square().mean()).sqrt()))
+        return max(found)
 
     def _precision_error(self) -> float:
-        return precision_error(self.way, self.feed.validation(), self.world) if self.way.half else 0.0
+        """The largest of any molecule."""
+        if self.settings.precision == "float32":
+            return 0.0
+        pairs = zip(self.ways.each, self.members, strict=True)
+        return float(np.max([precision_error(way, member.feed.validation(), self.world) for way, member in pairs]))
 
     def _check_ways(self) -> None:
         """Compare the quicker ways to forces with the plain one.
@@ -218,20 +263,26 @@ class Trainer:
             refuse_precision(self.error_at_start)
         if self.settings.compile:
             # every batch of this process is cut into parts of the same one or two sizes
-            parts = {len(part.index): part for part in self._parts(self.feed.train(self.step))}
+            batches = [member.feed.train(self.step) for member in self.members]
+            parts = {sizes_of(part): part for part in self._parts(batches)}
             self.network_forces = together(
-                "train.compile", lambda: compiled_by_torch(self.way, tuple(parts.values())), self.world, self.device
+                "train.compile", lambda: compiled_by_torch(self.ways, tuple(parts.values())), self.world, self.device
             )
 
     def _check_world(self) -> None:
-        batch = self.feed.same(CHECK_FRAMES)
-        total = float(batch.weights.sum())
-        n_frames = len(batch.index)
-        check_gradients(lambda part: self._gradient(batch.part(part), total), self.parameters, n_frames, self.world)
+        batches = [member.feed.same(CHECK_FRAMES) for member in self.members]
+        totals = [float(batch.weights.sum()) for batch in batches]
+        n_frames = max(len(batch.index) for batch in batches)
+        check_gradients(
+            lambda part: self._gradient([batch.part(part) for batch in batches], totals),
+            self.parameters,
+            n_frames,
+            self.world,
+        )
 
-    def _diverged(self, batch: Labelled) -> TrainingDiverged:
+    def _diverged(self, batches: Sequence[Labelled]) -> TrainingDiverged:
         """The error that names frames of all processes whose labels or forces are no numbers."""
-        bad = [part.index[self._is_bad(part)] for part in self._parts(batch)]
+        bad = [self._bad(number, batch) for number, batch in enumerate(batches)]
         where = self._names(bad) or ["no single frame: the parameters themselves"]
         return TrainingDiverged(
             f"a finite loss at step {self.step}",
@@ -243,10 +294,12 @@ class Trainer:
     def _bad_held_out(self) -> BadFrames:
         """The error that names held-out frames of all processes whose labels, or priors, are no numbers."""
         bad = []
-        for part in self.feed.validation():
-            delta = part.forces - self.forcefield.prior(part.positions).forces
-            squares = delta.square().mean(dim=(1, 2)) * part.weights
-            bad.append(part.index[~torch.isfinite(squares).cpu().numpy()])
+        for number, member in enumerate(self.members):
+            found = [np.arange(0)]
+            for frames in member.feed.validation():
+                squares = (frames.forces - self._prior(number, frames)).square().mean(dim=(1, 2)) * frames.weights
+                found.append(frames.index[~torch.isfinite(squares).cpu().numpy()])
+            bad.append(np.concatenate(found))
         where = self._names(bad) or ["no single frame: their sum"]
         return BadFrames(
             "errors of the priors on held-out frames",
@@ -255,43 +308,56 @@ class Trainer:
         )
 
     def _names(self, bad: Sequence[np.ndarray]) -> list[str]:
-        """Where some of the frames come from that any process found bad."""
-        own = torch.from_numpy(np.concatenate([np.arange(0), *bad])[:NAMED]).long()
-        found = torch.zeros((self.world.size, NAMED), dtype=torch.int64)
-        found[self.world.rank, : len(own)] = own + 1  # zero is no frame
-        found = self.world.sum_(found.to(self.device)).cpu()
-        return self.feed.names((found[found > 0] - 1).numpy())
+        """Where some of the frames come from that any process found bad; ``bad`` has those of each molecule."""
+        names = []
+        for member, index in zip(self.members, bad, strict=True):
+            own = torch.from_numpy(index[:NAMED]).long()
+            found = torch.zeros((self.world.size, NAMED), dtype=torch.int64)
+            found[self.world.rank, : len(own)] = own + 1  # zero is no frame
+            found = self.world.sum_(found.to(self.device)).cpu()
+            of = f"{member.name}: " if len(self.members) > 1 else ""
+            names += [of + name for name in member.feed.names((found[found > 0] - 1).numpy())]
+        return names
 
     @torch.no_grad()
-    def _is_bad(self, part: Labelled) -> np.ndarray:
-        """Which frames have labels or forces that are no numbers."""
-        forces = self.forcefield.prior(part.positions).forces + self.way(part.positions)
-        return ~torch.isfinite(part.forces - forces).all(dim=2).all(dim=1).cpu().numpy()
+    def _bad(self, number: int, batch: Labelled) -> np.ndarray:
+        """Which frames of a molecule have labels or forces that are no numbers."""
+        found = [np.arange(0)]
+        for ((_, frames),) in self._parts([batch]):
+            forces = self._prior(number, frames) + self.ways.each[number](frames.positions)
+            right = torch.isfinite(frames.forces - forces).all(dim=2).all(dim=1).cpu().numpy()
+            found.append(frames.index[~right])
+        return np.concatenate(found)
 
-    def _record(self, errors: ForceErrors) -> None:
+    def _record(self, errors: Sequence[ForceErrors]) -> None:
         """A look at held-out frames: a row of the learning curves, and what it means for the progress.
 
-        The row holds the mean training loss since the last row, and the held-out errors.
+        The row holds the mean training loss since the last row, and the held-out errors; of several molecules their
+        mean, and the residual of each.
         """
+        pooled = ForceErrors.pooled(errors)
         row = {
             "step": self.step,
             "train": self.running[0] / self.running[1],
             "learning_rate": self.settings.pace.rate(self.step - 1, self.progress.reductions),
-            "floor": errors.floor,
+            "floor": pooled.floor,
         }
-        self.curves.append(row | asdict(errors))
+        if len(self.members) > 1:
+            row |= {f"residual {member.name}": own.residual for member, own in zip(self.members, errors, strict=True)}
+        self.curves.append(row | asdict(pooled))
         self.running = [0.0, 0]
         if self.world.rank == 0:
             lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in self.curves)
             write_text(self.folder / "curves.jsonl", lines)
         if self.board is not None:
             write_row(self.board, self.curves[-1])
-        self.progress = self.progress.after(self.step, errors.residual, self.settings.pace)
+        self.progress = self.progress.after(self.step, pooled.residual, self.settings.pace)
         if self.settings.early_stop and self.progress.best_step == self.step:
-            self.best = {"model": self._averaged(), "errors": asdict(errors)}
+            self.best = {"model": self._averaged(), "errors": [asdict(own) for own in errors]}
 
-    def _note(self, errors: ForceErrors) -> str:
-        return f"force error {errors.residual**0.5:.1f}, noise floor {max(errors.floor, 0) ** 0.5:.1f} kJ/mol/nm"
+    def _note(self, errors: Sequence[ForceErrors]) -> str:
+        pooled = ForceErrors.pooled(errors)
+        return f"force error {pooled.residual**0.5:.1f}, noise floor {max(pooled.floor, 0) ** 0.5:.1f} kJ/mol/nm"
 
     def _averaged(self) -> dict[str, Tensor]:
         """A copy of the weights that are judged: their average, where there is one."""

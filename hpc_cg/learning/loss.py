@@ -8,7 +8,9 @@ not yet got there (Noid et al. 2008, doi 10.1063/1.2938860). All mean squares ar
 (kJ/mol/nm)².
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -47,6 +49,17 @@ class ForceErrors:
     def explained_delta(self) -> float:
         """Fraction of what the priors leave that the network explains."""
         return 1 - self.residual / self.delta
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything above, by name."""
+        follow = {"floor": self.floor, "explained": self.explained, "explained_delta": self.explained_delta}
+        return asdict(self) | follow
+
+    @staticmethod
+    def pooled(errors: "Sequence[ForceErrors]") -> "ForceErrors":
+        """The mean over molecules, each of which counts the same."""
+        rows = [asdict(one) for one in errors]
+        return ForceErrors(**{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]})
 
 
 def error_sums(

@@ -49,6 +49,16 @@ def types_of(topology: mdtraj.Topology, beads: Sequence[Bead], kind: str, bead_t
     return types
 
 
+def type_names(types: Sequence[int], kind: str, bead_types: str, molecule: str) -> tuple[str, ...]:
+    """A name for the type of each bead, the same in every molecule whose beads of that type mean the same.
+
+    Those are molecules of one kind of map with the same ``bead_types``; what is unique is so among all molecules.
+    """
+    chosen = bead_types or OWN.get(kind, "unique")
+    where = f"{molecule}, unique" if chosen == "unique" else f"{kind}, {chosen}"
+    return tuple(f"{where} {number}" for number in types)
+
+
 def _checked(
     topology: mdtraj.Topology, beads: Sequence[Bead], rule: Callable[[mdtraj.Topology, Bead], int | None]
 ) -> list[int]:

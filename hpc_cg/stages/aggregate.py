@@ -190,7 +190,7 @@ def integrate(
     from hpc_cg.forcefield.evaluator import evaluator
     from hpc_cg.learning.checkpoint import load_forcefield
 
-    forcefield, _ = load_forcefield(study.folder("train"))
+    forcefield, _ = load_forcefield(study.folder("train"), study.molecule)
     evaluate = evaluator(forcefield, tabulated=False)
     frames = labels.frames
     positions, labelled, predicted = (np.empty_like(frames.positions) for _ in range(3))

@@ -4,6 +4,7 @@ A study has one molecule, described by the table [prepare] itself, or several, e
 that takes from [prepare] what it does not say. Each is a group of the store.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import fields
 from pathlib import Path
@@ -126,15 +127,36 @@ def molecules_of(config: Any) -> tuple[Molecule, ...]:
     )
 
 
-def only_molecule(study: "Study", asked_by: str, chosen: str = "") -> str:
-    """The molecule that a stage works on: the one chosen, or the only one there is. Raises ConfigError."""
-    names = [molecule.name for molecule in molecules_of(study.tables["prepare"])]
+def trained_molecules(study: "Study") -> tuple[Molecule, ...]:
+    """The molecules that a study trains on: those chosen, or the only one there is. Raises ConfigError."""
+    known = {molecule.name: molecule for molecule in molecules_of(study.tables["prepare"])}
+    train = study.tables["train"]
+    for chosen in train.molecules:
+        if chosen not in known:
+            raise _no_molecule(study, f"train.molecules: {chosen!r} is no molecule", "has", known)
+    chosen = train.molecules or (_one_of(study, "train.molecule", train.molecule, "has", tuple(known)),)
+    return tuple(known[name] for name in chosen)
+
+
+def simulated_molecule(study: "Study") -> str:
+    """The molecule that a study simulates: the one chosen, or the only one that it trains on. Raises ConfigError."""
+    names = tuple(molecule.name for molecule in trained_molecules(study))
+    return _one_of(study, "simulate.molecule", study.tables["simulate"].molecule, "trains on", names)
+
+
+def _one_of(study: "Study", asked_by: str, chosen: str, verb: str, names: Sequence[str]) -> str:
     if chosen in names:
         return chosen
     if chosen or len(names) > 1:
-        asked = f"{asked_by} = {chosen!r} is no molecule" if chosen else f"{asked_by} is missing"
-        raise errors.ConfigError(study.path.name, [f"{asked}: this study has {', '.join(names)}."])
+        what = "no molecule" if verb == "has" else "no molecule that is trained on"
+        raise _no_molecule(
+            study, f"{asked_by} = {chosen!r} is {what}" if chosen else f"{asked_by} is missing", verb, names
+        )
     return names[0]
+
+
+def _no_molecule(study: "Study", problem: str, verb: str, names: Iterable[str]) -> errors.ConfigError:
+    return errors.ConfigError(study.path.name, [f"{problem}: this study {verb} {', '.join(names)}."])
 
 
 def topology_path(study: "Study", molecule: Molecule) -> Path:

@@ -54,6 +54,7 @@ class SimulateConfig:
     n_knots          intervals of the tables that hold the network's filters
     lost_budget      fraction of replicas that may be quarantined before the stage fails
     export           trajectories for other programs, one file per replica: "xtc", "dcd" or "none"
+    molecule         of several that the network is trained on, the one to simulate, judge and report
     """
 
     n_replicas: int = Field(default=96, ge=1)
@@ -71,6 +72,7 @@ class SimulateConfig:
     n_knots: int = Field(default=2048, ge=16)
     lost_budget: float = Field(default=0.5, ge=0, le=1)
     export: Literal["xtc", "dcd", "none"] = "xtc"
+    molecule: str = ""
     seed: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")
@@ -213,7 +215,7 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
     blocks = study.folder("simulate") / "blocks"
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
     shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
-    forcefield = load_forcefield(study.folder("train"))[0]
+    forcefield = load_forcefield(study.folder("train"), study.molecule)[0]
     moving = _engine(study, forcefield)
     system, dynamics = forcefield.system, moving.dynamics
     ladder = config.ladder(dynamics.temperature_K)
@@ -314,7 +316,7 @@ def _short_enough(study: "Study") -> None:
     from hpc_cg.simulate.langevin import longest_overdamped_step
 
     config: SimulateConfig = study.tables["simulate"]
-    forcefield = load_forcefield(study.folder("train"))[0]
+    forcefield = load_forcefield(study.folder("train"), study.molecule)[0]
     stiffness = forcefield.parameters_of_prior.bond_k
     longest_ps = longest_overdamped_step(_dynamics(study, forcefield), forcefield.system.bonds, stiffness)
     if config.timestep_ps >= longest_ps:
@@ -338,7 +340,7 @@ def gather(study: "Study") -> None:
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
     shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
     sample = torch.from_numpy(starts(source, shards, config.seed, config.groups[0]))
-    forcefield, step = load_forcefield(study.folder("train"))
+    forcefield, step = load_forcefield(study.folder("train"), study.molecule)
     moving = _engine(study, forcefield)
     tables = {"table_error": moving.table_error(sample), "table_error_of": moving.name}
     put_together(study, tables | {"checkpoint_step": step})

@@ -105,8 +105,8 @@ class Study:
 
     @property
     def molecule(self) -> str:
-        """The molecule that is trained on and simulated; raises ConfigError where none of several is named."""
-        return molecules.only_molecule(self, "train.molecule", self.tables["train"].molecule)
+        """The molecule that is simulated, judged and reported; raises ConfigError where none of several is named."""
+        return molecules.simulated_molecule(self)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -160,4 +160,7 @@ class Study:
 def read_study(path: Path) -> Study:
     """Read and check a study file; raises ConfigError with all its mistakes, MissingInput."""
     wanted = {name: cls for name, cls in TABLES.items() if name != "reference" or "reference" in read_toml(path)}
-    return Study(path, parse_tables(path, wanted, required=("study", "prepare")))
+    study = Study(path, parse_tables(path, wanted, required=("study", "prepare")))
+    if study.tables["train"].molecules or study.tables["simulate"].molecule:
+        molecules.simulated_molecule(study)  # else it would be said only when the network is trained
+    return study

@@ -1,9 +1,9 @@
 """Stage train: fit priors and a network to the labels of the kernel, on one process or many."""
 
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -11,15 +11,17 @@ from pydantic.dataclasses import dataclass
 from hpc_cg.config import STRICT
 from hpc_cg.errors import FitFailed, OutOfMemory, TooFewFrames
 from hpc_cg.files import digest, read_json, write_bytes, write_json
+from hpc_cg.stages.molecules import trained_molecules
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
     import torch
 
     from hpc_cg.beads import BeadSystem
-    from hpc_cg.forcefield.forcefield import ForceField
+    from hpc_cg.forcefield.coordinates import PriorParameters
     from hpc_cg.learning.distributed import World
     from hpc_cg.learning.feed import Feed
+    from hpc_cg.learning.mixture import Member
     from hpc_cg.stages.study import Study
 
 
@@ -64,12 +66,13 @@ class TrainConfig:
     fraction           of the frames to train on: 1, or one over a whole number k for every k-th of them
     subset             of fraction 1/k: which one, 0 to k − 1 and round again
     molecule           of the study's several ones, the one to train on; empty where there is only one
+    molecules          those that one network is trained on together, each with an equal part of every batch
     memory_limit_gb    largest store that is loaded; a larger one is streamed from disk, with the settings below
     streams            of a streamed store: parts that processes share out, a divisor of batch_size and at least as
-                       many as processes; 0 for 16, or the largest divisor below
+                       many as processes; 0 for 16, or the largest divisor below. A divisor of a molecule's part of it
     shuffle_gb         of a streamed store: memory of the windows in which frames are shuffled, in all processes
-    validation_frames  of a streamed store: at most so many held-out frames are looked at
-    prior_frames       of a streamed store: at most so many frames priors are fitted on
+    validation_frames  of a streamed store: at most so many held-out frames are looked at, of each molecule
+    prior_frames       of a streamed store: at most so many frames priors are fitted on, of each molecule
     """
 
     steps: int = Field(default=2500, ge=1)
@@ -110,6 +113,7 @@ class TrainConfig:
     fraction: float = Field(default=1.0, gt=0, le=1)
     subset: int = Field(default=0, ge=0)
     molecule: str = ""
+    molecules: tuple[str, ...] = ()
     memory_limit_gb: float = Field(default=8.0, gt=0)
     streams: int = Field(default=0, ge=0)
     shuffle_gb: float = Field(default=1.0, gt=0)
@@ -117,9 +121,22 @@ class TrainConfig:
     prior_frames: int = Field(default=100_000, ge=1)
 
     @model_validator(mode="after")
-    def _streams_share_a_batch_evenly(self) -> "TrainConfig":
-        if self.batch_size % self.n_streams:
-            raise ValueError(f"streams = {self.streams} does not divide batch_size = {self.batch_size}.")
+    def _molecules_share_a_batch_evenly(self) -> "TrainConfig":
+        if self.molecule and self.molecules:
+            raise ValueError("molecule names the only one to train on, molecules several: take one.")
+        if len(set(self.molecules)) < len(self.molecules):
+            raise ValueError(f"molecules = {list(self.molecules)} has the same name twice.")
+        count = max(1, len(self.molecules))
+        if self.batch_size % count:
+            near = self.batch_size // count * count
+            raise ValueError(
+                f"batch_size = {self.batch_size} cannot be shared evenly by {count} molecules: take "
+                f"{f'{near} or ' if near else ''}{near + count}."
+            )
+        if self.accumulate > self.molecule_frames:
+            raise ValueError(f"accumulate = {self.accumulate} is more than {self._batch}.")
+        if self.molecule_frames % self.n_streams:
+            raise ValueError(f"streams = {self.streams} does not divide {self._batch}.")
         return self
 
     @model_validator(mode="after")
@@ -130,8 +147,6 @@ class TrainConfig:
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> "TrainConfig":
-        if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate = {self.accumulate} is more than batch_size = {self.batch_size}.")
         if self.final_learning_rate > self.learning_rate:
             final, peak = self.final_learning_rate, self.learning_rate
             raise ValueError(f"final_learning_rate = {final} is more than learning_rate = {peak}, the peak.")
@@ -142,6 +157,17 @@ class TrainConfig:
         if self.filter_grid == 0 and self.pairs == "compiled":
             raise ValueError('pairs = "compiled" interpolates filters, filter_grid = 0 does not: take one.')
         return self
+
+    @property
+    def molecule_frames(self) -> int:
+        """Frames of each molecule in the global batch."""
+        return self.batch_size // max(1, len(self.molecules))
+
+    @property
+    def _batch(self) -> str:
+        """What batch there is of each molecule, in words."""
+        each = f" for {len(self.molecules)} molecules, {self.molecule_frames} frames of each" if self.molecules else ""
+        return f"batch_size = {self.batch_size}{each}"
 
     @property
     def every(self) -> int:
@@ -156,77 +182,132 @@ class TrainConfig:
     @property
     def n_streams(self) -> int:
         """Streams of a streamed store."""
-        return self.streams or max(n for n in range(1, STREAMS + 1) if self.batch_size % n == 0)
+        return self.streams or max(n for n in range(1, STREAMS + 1) if self.molecule_frames % n == 0)
 
 
-def open_feed(study: "Study", world: "World", device: "torch.device") -> "tuple[Feed, BeadSystem]":
-    """What the trainer is fed with, from memory where the store fits, else from disk; and the beads."""
+class Fed(NamedTuple):
+    """What one molecule is trained on: its feed, its beads, and the seed of what is drawn for it."""
+
+    feed: "Feed"
+    system: "BeadSystem"
+    seed: int
+
+
+def open_feeds(study: "Study", world: "World", device: "torch.device", opened: ExitStack) -> dict[str, Fed]:
+    """What the trainer is fed with, by molecule: from memory where all stores fit, else from disk.
+
+    opened   closes the feeds
+    """
     from hpc_cg.learning.labels import Labels, label_source
+    from hpc_cg.learning.mixture import seed_of
     from hpc_cg.learning.resident import Resident
     from hpc_cg.learning.streaming import Streaming
     from hpc_cg.store.dataset import load, split, store_gib
 
     config: TrainConfig = study.tables["train"]
-    source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
-    if store_gib(source.spec) <= config.memory_limit_gb:
-        labels = Labels(load(source.store, study.molecule, config.memory_limit_gb), source.kernel, config.seed)
-        train, held_out = split(labels.frames, source.spec.held_out)
-        part = train[config.subset % config.every :: config.every]
-        if not len(part):
-            raise TooFewFrames(
-                f"train.fraction = {config.fraction}, subset {config.subset}",
-                f"{len(train)} frames to train on",
-                "choose a larger fraction",
-            )
-        feed: Feed = Resident(labels, part, held_out, config.seed, config.batch_size, world, device)
-    elif config.every > 1:
+    names = [molecule.name for molecule in trained_molecules(study)]
+    sources = {name: label_source(study.folder("prepare"), study.folder("kernel"), name) for name in names}
+    needed = sum(store_gib(source.spec) for source in sources.values())
+    if needed > config.memory_limit_gb and config.every > 1:
         raise OutOfMemory(
             f"train.fraction = {config.fraction}",
-            f"a store that is streamed: {store_gib(source.spec):.3g} GiB for a limit of {config.memory_limit_gb:g} GiB",
+            f"a store that is streamed: {needed:.3g} GiB for a limit of {config.memory_limit_gb:g} GiB",
             "raise train.memory_limit_gb: a part of the frames is taken only of a store in memory",
         )
-    else:
-        feed = Streaming(
-            source,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            n_streams=config.n_streams,
-            shuffle_gb=min(config.shuffle_gb, config.memory_limit_gb),
-            validation_frames=config.validation_frames,
-            prior_frames=config.prior_frames,
-            world=world,
-            device=device,
-        )
-    return feed, source.spec.system
+    found = {}
+    for name, source in sources.items():
+        seed = config.seed if len(names) == 1 else seed_of(config.seed, name)
+        if needed <= config.memory_limit_gb:
+            labels = Labels(load(source.store, name, config.memory_limit_gb), source.kernel, seed)
+            train, held_out = split(labels.frames, source.spec.held_out)
+            part = train[config.subset % config.every :: config.every]
+            if not len(part):
+                raise TooFewFrames(
+                    f"train.fraction = {config.fraction}, subset {config.subset}",
+                    f"{len(train)} frames of {name} to train on",
+                    "choose a larger fraction",
+                )
+            feed: Feed = Resident(labels, part, held_out, seed, config.molecule_frames, world, device)
+        else:
+            feed = Streaming(
+                source,
+                seed=seed,
+                batch_size=config.molecule_frames,
+                n_streams=config.n_streams,
+                shuffle_gb=min(config.shuffle_gb, config.memory_limit_gb) / len(names),
+                validation_frames=config.validation_frames,
+                prior_frames=config.prior_frames,
+                world=world,
+                device=device,
+            )
+        opened.callback(feed.close)
+        found[name] = Fed(feed, source.spec.system, seed)
+    return found
 
 
-def build(study: "Study", feed: "Feed", system: "BeadSystem") -> "ForceField":
-    """A force field with priors fitted to the distribution trained on, and fresh weights. Raises FitFailed."""
-    from hpc_cg.forcefield.fitting import Repulsion, fit_priors
-    from hpc_cg.forcefield.forcefield import ForceField
+def with_shared_types(study: "Study", fed: Mapping[str, Fed]) -> "tuple[tuple[str, ...], dict[str, BeadSystem]]":
+    """The names of all bead types, and the beads of each molecule with the places of their types among these."""
+    from hpc_cg.learning.mixture import vocabulary
+    from hpc_cg.mapping.types import type_names
+
+    systems = {name: one.system for name, one in fed.items()}
+    names = [
+        type_names(systems[one.name].types, one.map, one.bead_types, one.name) for one in trained_molecules(study)
+    ]
+    rows, types = vocabulary(names)
+    pairs = zip(systems.items(), types, strict=True)
+    return tuple(rows), {name: replace(system, types=own) for (name, system), own in pairs}
+
+
+def build(study: "Study", fed: Mapping[str, Fed]) -> "tuple[tuple[Member, ...], dict[str, Any]]":
+    """The molecules with their priors and one network with fresh weights, and what a checkpoint says of them.
+
+    Raises FitFailed.
+    """
+    from hpc_cg.forcefield.forcefield import ForceField, describe_several
     from hpc_cg.forcefield.schnet import SchNetConfig
+    from hpc_cg.learning.mixture import Member
+
+    config: TrainConfig = study.tables["train"]
+    shape = SchNetConfig(
+        cutoff_nm=config.cutoff_nm,
+        n_rbf=config.n_rbf,
+        n_filters=config.n_filters,
+        n_blocks=config.n_blocks,
+        terminal_widths=config.terminal_widths,
+    )
+    if len(fed) == 1:
+        ((name, (feed, system, seed)),) = fed.items()
+        forcefield = ForceField(system, fitted_priors(study, feed, system), shape, config.seed)
+        return (Member(name, forcefield, feed, seed),), forcefield.describe()
+    types, systems = with_shared_types(study, fed)
+    forcefields: dict[str, ForceField] = {}
+    for name, system in systems.items():
+        try:
+            priors = fitted_priors(study, fed[name].feed, system)
+        except FitFailed as error:
+            raise FitFailed(f"{name}: {error.asked}", error.found, error.change, error.evidence) from error
+        if not forcefields:
+            first = forcefields[name] = ForceField(system, priors, shape, config.seed, len(types))
+        else:
+            forcefields[name] = first.beside(system, priors)
+    members = [Member(name, forcefields[name], one.feed, one.seed) for name, one in fed.items()]
+    return tuple(members), describe_several(forcefields, types)
+
+
+def fitted_priors(study: "Study", feed: "Feed", system: "BeadSystem") -> "PriorParameters":
+    """Priors fitted to the distribution that a molecule is trained on. Raises FitFailed."""
+    from hpc_cg.forcefield.fitting import Repulsion, fit_priors
 
     config: TrainConfig = study.tables["train"]
     repulsion = Repulsion(config.repulsion_bonds, config.repulsion_percentile, config.repulsion_largest_nm)
-    priors = fit_priors(
+    return fit_priors(
         feed.moments(system),
         study.study.temperature_K,
         config.torsion_order,
         best_order=config.torsion_degree == "best",
         per=config.priors_per,
         repulsion=repulsion if config.repulsion else None,
-    )
-    return ForceField(
-        system,
-        priors,
-        SchNetConfig(
-            cutoff_nm=config.cutoff_nm,
-            n_rbf=config.n_rbf,
-            n_filters=config.n_filters,
-            n_blocks=config.n_blocks,
-            terminal_widths=config.terminal_widths,
-        ),
-        seed=config.seed,
     )
 
 
@@ -256,43 +337,47 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
     config: TrainConfig = study.tables["train"]
     folder = study.folder("train")
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    feed, system = open_feed(study, world, device)
-    where = "" if feed.in_memory else ", frames streamed from disk"
-    with closing(feed):
+    with ExitStack() as opened:
+        fed = open_feeds(study, world, device, opened)
         try:
-            forcefield = build(study, feed, system).to(device)
+            members, description = build(study, fed)
         except FitFailed as error:
             told = drawn(study, error, world.rank == 0)
             world.barrier()  # every process fails at the same place; the first to leave would end the one that draws
             raise told from error
         if world.rank == 0:
             (study.run_folder / PICTURE).unlink(missing_ok=True)  # of an earlier try
+        for member in members:
+            member.forcefield.to(device)
+        in_memory = all(member.feed.in_memory for member in members)
+        where = "" if in_memory else ", frames streamed from disk"
         names = set(Settings.__dataclass_fields__)
         found = asdict(config) | {"filter_grid": config.n_intervals}
         settings = Settings(**{name: value for name, value in found.items() if name in names})
-        trainer = Trainer(forcefield, feed, settings, world, folder)
+        trainer = Trainer(members, settings, world, folder)
         outcome = trainer.run(
             report=lambda step, note: progress(
                 "training", step if world.rank == 0 else 0, settings.steps, "steps", note + where
             ),
             stopped=stopped,
-            description=forcefield.describe(),
+            description=description,
         )
     if world.rank == 0 and outcome.finished:
-        errors = outcome.validation
+        own = {
+            member.name: errors.to_json()
+            | {"train_frames": member.feed.n_train, "held_out_frames": member.feed.n_held_out}
+            for member, errors in zip(members, outcome.of_molecules, strict=True)
+        }
+        whole = {name: sum(one[name] for one in own.values()) for name in ("train_frames", "held_out_frames")}
         write_json(
             folder / "errors.json",
-            asdict(errors)
-            | {
-                "floor": errors.floor,
-                "explained": errors.explained,
-                "explained_delta": errors.explained_delta,
-            }
-            | {"train_frames": feed.n_train, "held_out_frames": feed.n_held_out, "in_memory": feed.in_memory}
-            | {"frames_per_s": outcome.frames_per_s, "processes": world.size}
-            | {"step": outcome.step, "chosen_step": outcome.chosen_step, "pairs": trainer.way.pairs}
+            outcome.validation.to_json()
+            | whole
+            | {"in_memory": in_memory, "frames_per_s": outcome.frames_per_s, "processes": world.size}
+            | {"step": outcome.step, "chosen_step": outcome.chosen_step, "pairs": trainer.exact[0].pairs}
             | {"grid_error": outcome.grid_error, "precision_error": outcome.precision_error}
-            | {"precision_error_at_start": outcome.precision_error_at_start},
+            | {"precision_error_at_start": outcome.precision_error_at_start}
+            | ({"molecules": own} if len(own) > 1 else {}),
         )
     return outcome.finished
 

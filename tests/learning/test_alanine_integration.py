@@ -14,6 +14,7 @@ from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.learning.distributed import World
 from hpc_cg.learning.labels import Labels, open_labels
 from hpc_cg.learning.loop import Trainer
+from hpc_cg.learning.mixture import Member
 from hpc_cg.learning.resident import Resident
 from hpc_cg.learning.settings import Settings
 from hpc_cg.stages.study import read_study
@@ -70,7 +71,7 @@ def test_a_trained_network_integrates_to_the_histogram_and_its_priors_alone_do_n
     forcefield = ForceField(spec.system, priors, SchNetConfig(n_rbf=64), seed=1)
     settings = Settings(900, 128, 2e-3, 1e-5, 20, 0.0, 10.0, 900, 900, 1)
     feed = Resident(labels, train, held[::4], 1, 128, World(0, 1), torch.device("cpu"))
-    trainer = Trainer(forcefield, feed, settings, World(0, 1), tmp_path)
+    trainer = Trainer([Member("alanine", forcefield, feed, 1)], settings, World(0, 1), tmp_path)
     outcome = trainer.run(lambda step, note: None, lambda: False, forcefield.describe())
     assert outcome.validation.explained_delta > 0.14
     parts = torch.from_numpy(labels.frames.positions).split(2048)

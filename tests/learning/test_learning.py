@@ -17,9 +17,11 @@ from hpc_cg.forcefield.schnet import SchNetConfig
 from hpc_cg.kernels.noise import NoiseKernel
 from hpc_cg.learning import checkpoint
 from hpc_cg.learning.distributed import World, check_gradients
+from hpc_cg.learning.feed import Feed
 from hpc_cg.learning.labels import Labels
 from hpc_cg.learning.loop import Outcome, Trainer
 from hpc_cg.learning.loss import ForceErrors, error_sums, errors_of, sum_of_squares
+from hpc_cg.learning.mixture import Member
 from hpc_cg.learning.resident import Resident
 from hpc_cg.learning.settings import Settings
 from hpc_cg.store.dataset import StoreFrames
@@ -59,7 +61,12 @@ def forcefield(source: Labels) -> ForceField:
 
 def trainer(folder: Path, settings: Settings = SETTINGS, source: Labels | None = None) -> Trainer:
     source = source or labels()
-    return Trainer(forcefield(source), feed(source, settings), settings, World(0, 1), folder)
+    return Trainer([alone(forcefield(source), feed(source, settings), settings)], settings, World(0, 1), folder)
+
+
+def alone(made: ForceField, fed: Feed, settings: Settings = SETTINGS) -> Member:
+    """The only molecule of a training."""
+    return Member("toy", made, fed, settings.seed)
 
 
 def feed(source: Labels, settings: Settings, world: World = ALONE, on_device: bool = False) -> Resident:
@@ -95,7 +102,7 @@ def test_the_loss_goes_down_and_the_curves_are_kept(tmp_path: Path) -> None:
     from dataclasses import replace
 
     one = trainer(tmp_path, replace(SETTINGS, steps=60, learning_rate=5e-3))
-    before = one._validate()
+    (before,) = one._validate()
     after = run(one).validation
     assert after.residual < before.residual
     rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
@@ -125,17 +132,17 @@ def test_a_held_out_label_that_is_no_number_is_named_and_not_the_parameters(tmp_
 
 def test_gradients_of_shares_add_up_to_the_gradient_of_the_batch(tmp_path: Path) -> None:
     one = trainer(tmp_path)
-    batch = one.feed.same(20)
-    one._gradient(batch, 20.0)
+    batch = one.members[0].feed.same(20)
+    one._gradient([batch], [20.0])
     whole = [p.grad.clone() for p in one.parameters]
     parts = [torch.zeros_like(p) for p in one.parameters]
     for rank in range(3):
-        one._gradient(batch.part(slice(rank, 20, 3)), 20.0)
+        one._gradient([batch.part(slice(rank, 20, 3))], [20.0])
         for total, parameter in zip(parts, one.parameters, strict=True):
             total += parameter.grad
     a, b = (torch.cat([x.flatten() for x in gradient]) for gradient in (whole, parts))
     assert (a - b).norm() < 1e-5 * a.norm()
-    check_gradients(lambda part: one._gradient(batch.part(part), 20.0), one.parameters, 20, World(0, 1))
+    check_gradients(lambda part: one._gradient([batch.part(part)], [20.0]), one.parameters, 20, World(0, 1))
 
 
 def test_the_rate_warms_up_and_falls_to_its_end() -> None:

@@ -52,7 +52,7 @@ def weights(one: Trainer) -> torch.Tensor:
 def gradient(folder: Path, settings: Settings, step: int = 0) -> torch.Tensor:
     one = trainer(folder, settings)
     one.step = step
-    one._gradient(one.feed.train(step), 32.0)
+    one._gradient([one.members[0].feed.train(step)], [32.0])
     return torch.cat([parameter.grad.flatten() for parameter in one.parameters])
 
 
@@ -76,13 +76,14 @@ def test_a_resumed_training_equals_an_uninterrupted_one_with_every_setting(tmp_p
 RESUME = """
 import sys
 from pathlib import Path
-from test_learning import feed, forcefield, labels, run
+from test_learning import alone, feed, forcefield, labels, run
 from test_settings import EVERYTHING
 from hpc_cg.learning.distributed import join
 from hpc_cg.learning.loop import Trainer
 world = join(int(sys.argv[2]), 2, "127.0.0.1", int(sys.argv[3]))
 source = labels()
-one = Trainer(forcefield(source), feed(source, EVERYTHING, world), EVERYTHING, world, Path(sys.argv[1]))
+member = alone(forcefield(source), feed(source, EVERYTHING, world), EVERYTHING)
+one = Trainer([member], EVERYTHING, world, Path(sys.argv[1]))
 assert run(one).finished
 world.close()
 """
@@ -92,7 +93,7 @@ FAILS_ON_ONE = """
 import sys, torch
 from dataclasses import replace
 from pathlib import Path
-from test_learning import SETTINGS, feed, forcefield, labels, run
+from test_learning import SETTINGS, alone, feed, forcefield, labels, run
 from hpc_cg.errors import BrokenLaunch, MissingExtra, NoCompiler, OtherNumbers
 from hpc_cg.forcefield import fused
 from hpc_cg.learning.distributed import join
@@ -108,7 +109,8 @@ fused.require = fails if rank == 1 else lambda: None
 for change in ({"tensorboard": True}, {"compile": True}, {"pairs": "compiled", "filter_grid": 64}):
     settings = replace(SETTINGS, **change)
     try:
-        run(Trainer(forcefield(source), feed(source, settings, world), settings, world, Path(sys.argv[1])))
+        member = alone(forcefield(source), feed(source, settings, world), settings)
+        run(Trainer([member], settings, world, Path(sys.argv[1])))
     except (BrokenLaunch, MissingExtra, NoCompiler, OtherNumbers) as error:
         said.append(type(error))
 wanted = [[MissingExtra, BrokenLaunch, BrokenLaunch], [BrokenLaunch, OtherNumbers, NoCompiler]]
@@ -154,9 +156,9 @@ def test_the_average_is_what_is_judged_and_simulated_and_the_weights_go_on(tmp_p
         assert torch.equal(value, average) and not torch.equal(value, kept.model[name])
     again = trainer(tmp_path / "judge")
     again.forcefield.load_state_dict(kept.average)
-    assert again._validate().residual == pytest.approx(outcome.validation.residual, rel=1e-6)
+    assert again._validate()[0].residual == pytest.approx(outcome.validation.residual, rel=1e-6)
     again.forcefield.load_state_dict(kept.model)
-    assert again._validate().residual != pytest.approx(outcome.validation.residual, rel=1e-6)
+    assert again._validate()[0].residual != pytest.approx(outcome.validation.residual, rel=1e-6)
 
 
 def test_a_training_that_gets_no_better_ends_early_and_keeps_the_best_weights(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_a_training_that_gets_no_better_ends_early_and_keeps_the_best_weights(tm
     assert step == outcome.chosen_step
     judge = trainer(tmp_path / "judge")
     judge.forcefield.load_state_dict(loaded.state_dict())
-    assert judge._validate().residual == pytest.approx(best["residual"], rel=1e-6)
+    assert judge._validate()[0].residual == pytest.approx(best["residual"], rel=1e-6)
     again = run(trainer(tmp_path, settings))
     assert again.finished and (again.step, again.chosen_step) == (outcome.step, outcome.chosen_step)
 
@@ -256,7 +258,7 @@ def test_decoys_keep_the_network_flat_outside_the_data(tmp_path: Path) -> None:
     run(with_decoys), run(without)
     batch = feed(labels(), replace(SETTINGS, batch_size=480)).train(99)
     far = decoys_of(batch, 1, 0.05, seed=77, step=0).positions
-    sizes = [float(one.way(far).square().mean().detach()) for one in (with_decoys, without)]
+    sizes = [float(one.exact[0](far).square().mean().detach()) for one in (with_decoys, without)]
     assert sizes[0] < 0.5 * sizes[1]
 
 
@@ -333,7 +335,7 @@ def test_every_word_of_the_table_is_heard_by_the_trainer_or_read_by_a_stage() ->
 
 def test_forces_that_torch_compile_changes_are_refused(tmp_path: Path, monkeypatch) -> None:
     one = trainer(tmp_path, replace(SETTINGS, compile=True, filter_grid=64))
-    monkeypatch.setattr(torch, "compile", lambda way, **_: lambda x: 1.01 * way(x))
+    monkeypatch.setattr(torch, "compile", lambda way, **_: lambda numbers, x: [1.01 * found for found in way(numbers, x)])
     with pytest.raises(OtherNumbers, match="the same forces with train.compile"):
         run(one)
 
@@ -360,11 +362,12 @@ torch._dynamo.config.fail_on_recompile_limit_hit = True
 settings = replace(SETTINGS, steps=14, filter_grid=64, pairs="torch", accumulate=3, decoy_every=2)
 plain, quick = (trainer(Path(sys.argv[1]) / str(on), replace(settings, compile=on)) for on in (False, True))
 run(plain), run(quick)
-assert quick.network_forces.n_frames == {10, 11} and len(made) == 2, (quick.network_forces.n_frames, made)
+sizes = quick.network_forces.n_frames
+assert sizes == {((0, 10),), ((0, 11),)} and len(made) == 2, (sizes, made)
 one, two = ([value.clone() for value in x.forcefield.state_dict().values()] for x in (plain, quick))
 start = list(trainer(Path(sys.argv[1]) / "start").forcefield.state_dict().values())
 apart, moved = (sum(float((x - y).square().sum()) for x, y in zip(one, z)) ** 0.5 for z in (two, start))
-assert quick.network_forces is not quick.way and apart < 0.01 * moved, (apart, moved)
+assert quick.network_forces is not quick.ways and apart < 0.01 * moved, (apart, moved)
 """
 
 
@@ -383,7 +386,7 @@ def test_compiled_pairs_are_used_where_they_can_be_and_said(tmp_path: Path) -> N
     from hpc_cg.forcefield import fused
 
     settings = replace(SETTINGS, filter_grid=64)
-    found = {name: trainer(tmp_path, replace(settings, pairs=name)).way.pairs for name in ("auto", "torch")}
+    found = {name: trainer(tmp_path, replace(settings, pairs=name)).exact[0].pairs for name in ("auto", "torch")}
     assert found == {"auto": "compiled" if fused.available() else "torch", "torch": "torch"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_learning import ALONE, SETTINGS, feed, labels, run
+from test_learning import ALONE, SETTINGS, alone, feed, labels, run
 from toy import BEADS, TEMPERATURE_K, frames, write_study
 
 from hpc_cg.beads import bead_system
@@ -81,7 +81,7 @@ def forcefield(one: Feed) -> ForceField:
 
 
 def trainer(folder: Path, one: Feed, world: World = ALONE) -> Trainer:
-    return Trainer(forcefield(one), one, SETTINGS, world, folder)
+    return Trainer([alone(forcefield(one), one)], SETTINGS, world, folder)
 
 
 def joined(parts: list[Labelled]) -> dict[int, tuple[np.ndarray, ...]]:
@@ -158,11 +158,11 @@ def test_a_streamed_training_that_was_interrupted_equals_one_that_was_not_bit_fo
         assert torch.equal(value, second.forcefield.state_dict()[name]), name
     assert (tmp_path / "whole/curves.jsonl").read_bytes() == (tmp_path / "parts/curves.jsonl").read_bytes()
     for one in (whole, first, second):
-        one.feed.close()
+        one.members[0].feed.close()
 
 
 def gradient(one: Trainer, batch: Labelled, total_weight: float) -> torch.Tensor:
-    one._gradient(batch, total_weight)
+    one._gradient([batch], [total_weight])
     return torch.cat([p.grad.flatten() for p in one.parameters]).double()
 
 
@@ -189,8 +189,8 @@ def test_an_epoch_of_weighted_frames_has_the_gradient_of_all_of_them_at_once(tmp
     from test_learning import forcefield as resident_forcefield
 
     source = of_weight(np.where(np.arange(600) % 100 == 7, 1.0, 1e-3))
-    one = Trainer(resident_forcefield(source), feed(source, SETTINGS), SETTINGS, ALONE, tmp_path)
-    whole = one.feed.same(480)
+    member = alone(resident_forcefield(source), feed(source, SETTINGS))
+    one, whole = Trainer([member], SETTINGS, ALONE, tmp_path), member.feed.same(480)
     expected = gradient(one, whole, float(whole.weights.double().sum()))
     mean = torch.zeros_like(expected)
     for step in range(480 // 32):
@@ -202,23 +202,24 @@ def test_an_epoch_of_weighted_frames_has_the_gradient_of_all_of_them_at_once(tmp
 def test_a_streamed_epoch_has_the_gradient_of_all_its_frames_at_once(tmp_path: Path) -> None:
     products(tmp_path, "none")
     one = trainer(tmp_path / "a", streaming(tmp_path))
-    batches = [one.feed.train(step) for step in range(one.feed.order.steps_per_epoch)]
+    fed = one.members[0].feed
+    batches = [fed.train(step) for step in range(fed.order.steps_per_epoch)]
     weights = torch.cat([batch.weights for batch in batches]).double()
     loaded, spec = open_labels(tmp_path / "prepare", tmp_path / "kernel", "toy", 1)
     train = ~held_out(loaded.frames.segment, loaded.frames.frame_index, *spec.held_out)
-    assert one.feed.mean_weight == pytest.approx(loaded.frames.weights[train].mean(), rel=1e-12)
+    assert fed.mean_weight == pytest.approx(loaded.frames.weights[train].mean(), rel=1e-12)
     whole = Labelled(
         np.concatenate([batch.index for batch in batches]),
         *(torch.cat([getattr(batch, name) for batch in batches]) for name in ("positions", "forces", "weights")),
     )
     # frames that fill no batch are in the mean weight, not in the epoch
-    expected = gradient(one, whole, len(weights) * one.feed.mean_weight)
+    expected = gradient(one, whole, len(weights) * fed.mean_weight)
     mean = torch.zeros_like(expected)
     for step in range(len(batches)):
         one.step = step
         mean += stepped(one) / len(batches)
     assert (mean - expected).norm() < 1e-3 * expected.norm()
-    one.feed.close()
+    one.members[0].feed.close()
 
 
 def test_weights_of_one_are_divided_by_the_number_of_frames_exactly() -> None:
@@ -293,13 +294,8 @@ def test_a_training_on_the_device_is_the_one_in_memory_to_rounding(tmp_path: Pat
 
     source, ends = labels(), []
     for on_device in (False, True):
-        one = Trainer(
-            resident_forcefield(source),
-            feed(source, SETTINGS, ALONE, on_device),
-            SETTINGS,
-            ALONE,
-            tmp_path / str(on_device),
-        )
+        member = alone(resident_forcefield(source), feed(source, SETTINGS, ALONE, on_device))
+        one = Trainer([member], SETTINGS, ALONE, tmp_path / str(on_device))
         ends.append(run(one).validation.residual)
     assert ends[0] == pytest.approx(ends[1], rel=1e-4)
 
@@ -330,27 +326,27 @@ def test_more_processes_than_streams_and_too_few_frames_are_refused(tmp_path: Pa
 def test_a_shard_lost_during_a_training_ends_it_with_its_name_and_without_a_thread(tmp_path: Path) -> None:
     products(tmp_path)
     one = trainer(tmp_path / "train", streaming(tmp_path))
-    source = one.feed.source
+    source = one.members[0].feed.source
     writer.shard_files(source.store, source.spec, 3)["forces"].unlink()
     with pytest.raises(DamagedProduct, match="shard 3 of the store"):
         try:
             run(one)
             for step in range(10, 40):
-                one.feed.train(step)
+                one.members[0].feed.train(step)
         finally:
-            one.feed.close()
+            one.members[0].feed.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reads the store")]
 
 
 def test_frames_of_a_streamed_store_are_named_when_a_training_diverges(tmp_path: Path) -> None:
     products(tmp_path)
     one = trainer(tmp_path / "train", streaming(tmp_path))
-    batch = one.feed.train(0)
+    batch = one.members[0].feed.train(0)
     batch.forces[5] = np.nan
-    assert f"segment 0 frame {batch.index[5]}" in str(one._diverged(batch))
+    assert f"segment 0 frame {batch.index[5]}" in str(one._diverged([batch]))
     batch.forces[5] = 0
-    assert "the parameters themselves" in str(one._diverged(batch))
-    one.feed.close()
+    assert "the parameters themselves" in str(one._diverged([batch]))
+    one.members[0].feed.close()
 
 
 def test_gradients_of_processes_are_summed_beside_what_they_tell() -> None:
