@@ -118,17 +118,28 @@ def product_lines(study: Study, stage: str) -> Iterator[str]:
     for title, content in (
         ("inputs", seal.inputs),
         ("settings", seal.settings),
-        ("figures", seal.summary),
+        ("figures", {key: value for key, value in seal.summary.items() if key != "molecules" or stage != "train"}),
         ("made", seal.made),
     ):
         yield f"  {title}:"
         for key, value in content.items():
             yield f"    {key}: {json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value}"
     yield from lineage(study, stage)
+    if stage == "train" and "molecules" in seal.summary:
+        yield "  molecules, one network for all:"
+        yield from map(_trained_line, seal.summary["molecules"].items())
     if stage == "prepare" and found == State.SEALED:
         yield "  molecules:"
         for molecule in molecules_of(study.tables["prepare"]):
             yield from _molecule_lines(study.folder(stage), molecule.name)
+
+
+def _trained_line(molecule: tuple[str, dict[str, Any]]) -> str:
+    """How well the forces of one of several molecules are known."""
+    name, own = molecule
+    error, floor = (figure(max(own[of], 0.0) ** 0.5) for of in ("residual", "floor"))
+    frames = f"{own['held_out_frames']:,} held-out frames, {own['train_frames']:,} to train on"
+    return f"    {name}: force error {error}, noise floor {floor} kJ/mol/nm; {frames}"
 
 
 def _molecule_lines(folder: Path, name: str) -> Iterator[str]:

@@ -114,7 +114,8 @@ def figures_of(study: Study) -> dict[str, float]:
     """The figures of one member by name, as far as it has them."""
     estimates = read_json(study.folder("aggregate") / "estimates.json")
     errors = read_json(study.folder("train") / "errors.json")
-    found = {"explained of the delta forces": float(errors["explained_delta"])}
+    own = errors.get("molecules", {}).get(study.molecule, errors)
+    found = {"explained of the delta forces": float(own["explained_delta"])}
     for row in estimates["estimates"]:
         name = ESTIMATES.get((row["label"], row["against"]))
         if name is not None and row["value"] is not None:

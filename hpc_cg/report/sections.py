@@ -127,7 +127,10 @@ def forces(
 
 
 def training(curves: Sequence[Mapping[str, float]], errors: Mapping[str, Any]) -> Section:
-    """Learning curves with the noise floor, and the errors on held-out frames at the end."""
+    """Learning curves with the noise floor, and the errors on held-out frames at the end.
+
+    errors   of the stage train; those of each molecule too, where one network is trained on several
+    """
 
     def column(name: str) -> np.ndarray:
         return np.asarray([row[name] for row in curves], dtype=np.float64)
@@ -153,8 +156,30 @@ def training(curves: Sequence[Mapping[str, float]], errors: Mapping[str, Any]) -
         ),
     )
     caption = "Mean square error of the forces; the noise floor is the part of it that no model can remove."
-    image = figures.learning_curves([curve])
-    return Section("Training", tables=(table,), figures=(Figure("Learning curves", caption, image),))
+    picture = Figure("Learning curves", caption, figures.learning_curves([curve]))
+    if "molecules" not in errors:
+        return Section("Training", tables=(table,), figures=(picture,))
+    each = Table(
+        (
+            "molecule",
+            "frames to train on",
+            "held-out frames",
+            "rms of the labels minus priors (kJ/mol/nm)",
+            "rms error (kJ/mol/nm)",
+            "noise floor (kJ/mol/nm)",
+        ),
+        tuple(
+            (
+                name,
+                f"{own['train_frames']:,}",
+                f"{own['held_out_frames']:,}",
+                *(_root(own[of]) for of in ("delta", "residual", "floor")),
+            )
+            for name, own in errors["molecules"].items()
+        ),
+    )
+    text = f"One network is trained on {len(each.rows)} molecules; errors and curves are means over these."
+    return Section("Training", text=text, tables=(table, each), figures=(picture,))
 
 
 def simulation(arrays: Arrays, save_ps: float, timestep_ps: float, lost: Sequence[Mapping[str, Any]]) -> Section | None:

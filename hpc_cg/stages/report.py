@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from hpc_cg.config import STRICT
 from hpc_cg.files import digest, digest_bytes, read_arrays, read_json, write_json
 from hpc_cg.share import Team
-from hpc_cg.stages.molecules import FAULTS, QUARANTINE, Place
+from hpc_cg.stages.molecules import FAULTS, QUARANTINE, Place, trained_molecules
 from hpc_cg.stages.product import need_seal
 from hpc_cg.stages.progress import Heartbeat
 
@@ -98,15 +98,22 @@ def summary_rows(study: "Study", estimates: dict[str, Any]) -> list[tuple[str, s
 
     seals = {stage: need_seal(study.folder(stage), "report").summary for stage in study.upstream("report")}
     train, simulate = seals["train"], seals["simulate"]
+    force_errors = {"force error": train}
+    if "molecules" in train:
+        force_errors = {"force error": train["molecules"][study.molecule]}
+        force_errors[f"force error of all {len(train['molecules'])} molecules"] = train
     rows = [
         (
             "frames",
             f"{count(seals['prepare']['frames'])} of the archive, {count(estimates['sizes']['model'])} of the model",
         ),
-        (
-            "force error",
-            f"{significant(train['residual'] ** 0.5)} kJ/mol/nm on held-out frames; noise floor of the labels "
-            f"{significant(max(train['floor'], 0.0) ** 0.5)}",
+        *(
+            (
+                name,
+                f"{significant(own['residual'] ** 0.5)} kJ/mol/nm on held-out frames; noise floor of the labels "
+                f"{significant(max(own['floor'], 0.0) ** 0.5)}",
+            )
+            for name, own in force_errors.items()
         ),
     ]
     for label, name in (
@@ -139,7 +146,9 @@ def summary_rows(study: "Study", estimates: dict[str, Any]) -> list[tuple[str, s
 def _subtitle(study: "Study", kernel: dict[str, Any]) -> str:
     blur = "" if kernel["kind"] == "none" else f", σ = {kernel['sigma_nm']} nm"
     words = {"none": "mapped forces", "noise": "noise", "noise+forces": "noise with mapped forces"}[kernel["kind"]]
-    return f"{study.molecule} at {study.study.temperature_K:g} K, trained on {words}{blur}"
+    names = [molecule.name for molecule in trained_molecules(study)]
+    of = f" of {', '.join(names)}" if len(names) > 1 else ""
+    return f"{study.molecule} at {study.study.temperature_K:g} K, trained on {words}{of}{blur}"
 
 
 def _curves(path: Path) -> list[dict[str, float]]:

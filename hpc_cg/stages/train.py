@@ -251,9 +251,7 @@ def with_shared_types(study: "Study", fed: Mapping[str, Fed]) -> "tuple[tuple[st
     from hpc_cg.mapping.types import type_names
 
     systems = {name: one.system for name, one in fed.items()}
-    names = [
-        type_names(systems[one.name].types, one.map, one.bead_types, one.name) for one in trained_molecules(study)
-    ]
+    names = [type_names(systems[one.name].types, one.map, one.bead_types, one.name) for one in trained_molecules(study)]
     rows, types = vocabulary(names)
     pairs = zip(systems.items(), types, strict=True)
     return tuple(rows), {name: replace(system, types=own) for (name, system), own in pairs}

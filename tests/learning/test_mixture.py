@@ -66,7 +66,9 @@ def labels(name: str, seed: int) -> Labels:
     return Labels(store, NoiseKernel(0.003, TEMPERATURE_K, 0.3 * np.eye(len(order))), seed)
 
 
-def members(settings: Settings = SETTINGS, world: World = ALONE, names: tuple[str, ...] = tuple(CHAINS)) -> list[Member]:
+def members(
+    settings: Settings = SETTINGS, world: World = ALONE, names: tuple[str, ...] = tuple(CHAINS)
+) -> list[Member]:
     rows, types = vocabulary(list(CHAINS.values()))
     index, found = np.arange(N), []
     for name, own in zip(CHAINS, types, strict=True):

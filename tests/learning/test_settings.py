@@ -335,7 +335,9 @@ def test_every_word_of_the_table_is_heard_by_the_trainer_or_read_by_a_stage() ->
 
 def test_forces_that_torch_compile_changes_are_refused(tmp_path: Path, monkeypatch) -> None:
     one = trainer(tmp_path, replace(SETTINGS, compile=True, filter_grid=64))
-    monkeypatch.setattr(torch, "compile", lambda way, **_: lambda numbers, x: [1.01 * found for found in way(numbers, x)])
+    monkeypatch.setattr(
+        torch, "compile", lambda way, **_: lambda numbers, x: [1.01 * found for found in way(numbers, x)]
+    )
     with pytest.raises(OtherNumbers, match="the same forces with train.compile"):
         run(one)
 
