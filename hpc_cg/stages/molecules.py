@@ -133,7 +133,7 @@ def trained_molecules(study: "Study") -> tuple[Molecule, ...]:
     train = study.tables["train"]
     for chosen in train.molecules:
         if chosen not in known:
-            raise _no_molecule(study, f"train.molecules: {chosen!r} is no molecule", "has", known)
+            raise _no_molecule(study, f"train.molecules: {chosen!r} is not among the molecules", "has", known)
     chosen = train.molecules or (_one_of(study, "train.molecule", train.molecule, "has", tuple(known)),)
     return tuple(known[name] for name in chosen)
 
@@ -148,10 +148,8 @@ def _one_of(study: "Study", asked_by: str, chosen: str, verb: str, names: Sequen
     if chosen in names:
         return chosen
     if chosen or len(names) > 1:
-        what = "no molecule" if verb == "has" else "no molecule that is trained on"
-        raise _no_molecule(
-            study, f"{asked_by} = {chosen!r} is {what}" if chosen else f"{asked_by} is missing", verb, names
-        )
+        problem = f"{asked_by} = {chosen!r} is not among the molecules" if chosen else f"{asked_by} is missing"
+        raise _no_molecule(study, problem, verb, names)
     return names[0]
 
 

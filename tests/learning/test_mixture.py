@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_learning import SETTINGS, run
+from test_learning import SETTINGS
 
 from hpc_cg.beads import bead_system
 from hpc_cg.errors import BadFrames, DamagedProduct, MissingInput, OtherNumbers, TrainingDiverged
@@ -221,8 +221,28 @@ def test_half_precision_is_judged_by_the_worst_molecule(tmp_path: Path, monkeypa
         finish(one)
 
 
-def test_one_checkpoint_of_one_molecule_needs_no_name(tmp_path: Path) -> None:
-    (alone,) = members(names=("short",))
-    one = Trainer([alone], SETTINGS, ALONE, tmp_path)
-    run(one)
-    assert checkpoint.load_forcefield(tmp_path)[0].system == alone.forcefield.system
+COMPILE = """
+import sys, torch
+from dataclasses import replace
+from pathlib import Path
+from test_mixture import SETTINGS, finish, trainer, weights
+from torch._dynamo.backends.common import aot_autograd
+compile = torch.compile
+quickly = aot_autograd(fw_compiler=lambda graph, _: graph)  # no minutes for C++
+torch.compile = lambda way, **options: compile(way, backend=quickly, **options)
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+settings = replace(SETTINGS, steps=6, filter_grid=64, pairs="torch", accumulate=3, decoy_every=2)
+plain, quick = (trainer(Path(sys.argv[1]) / str(on), replace(settings, compile=on)) for on in (False, True))
+finish(plain), finish(quick)
+assert quick.network_forces.n_frames == {((0, 5), (1, 5)), ((0, 6), (1, 6))}, quick.network_forces.n_frames
+assert (weights(plain) - weights(quick)).norm() < 1e-6 * weights(plain).norm()
+"""
+
+
+def test_a_step_that_torch_compile_makes_is_the_plain_one(tmp_path: Path) -> None:
+    """In a process of its own, without the checks of shapes that tests add, which torch.compile cannot read."""
+    line = [sys.executable, "-c", COMPILE, str(tmp_path)]
+    done = subprocess.run(
+        line, env=os.environ | {"PYTHONPATH": PATH}, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

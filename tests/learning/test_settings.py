@@ -341,7 +341,7 @@ def test_forces_that_torch_compile_changes_are_refused(tmp_path: Path, monkeypat
     with pytest.raises(OtherNumbers, match="the same forces with train.compile"):
         run(one)
 
-    def fails(way, **_):
+    def fails(numbers, positions):
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(torch, "compile", lambda way, **_: fails)

@@ -167,10 +167,16 @@ def test_stores_that_do_not_fit_together_are_streamed_all(whole: Study) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train": {"molecules": ["short", "lang"]}}, r"train\.molecules: 'lang' is no molecule.*has short, long"),
+        (
+            {"train": {"molecules": ["short", "lang"]}},
+            r"train\.molecules: 'lang' is not among the molecules: this study has short, long",
+        ),
         ({"simulate": {"molecule": ""}}, r"simulate\.molecule is missing: this study trains on short, long"),
-        ({"simulate": {"molecule": "villin"}}, r"simulate\.molecule = 'villin' is no molecule that is trained on"),
-        ({"train": {"molecules": ["short"]}}, r"simulate\.molecule = 'long' is no molecule that is trained on"),
+        (
+            {"simulate": {"molecule": "villin"}},
+            r"simulate\.molecule = 'villin' is not among the molecules: this study trains on short",
+        ),
+        ({"train": {"molecules": ["short"]}}, r"'long' is not among the molecules: this study trains on short\."),
         ({"train": {"molecule": "short"}}, "molecules several: take one"),
         ({"train": {"batch_size": 47}}, "batch_size = 47 cannot be shared evenly by 2 molecules: take 46 or 48"),
     ],
