@@ -24,8 +24,9 @@ from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT, did_you_mean, parse_table, read_toml
 from hpc_cg.errors import ConfigError
-from hpc_cg.files import write_text
-from hpc_cg.stages.study import TABLES, Study, read_study
+from hpc_cg.files import digest_content, write_text
+from hpc_cg.stages.product import make_run_folder
+from hpc_cg.stages.study import TABLES, Study
 
 MEMBERS, SHARED = "members", "shared"
 
@@ -85,6 +86,20 @@ class Campaign:
     @property
     def folder(self) -> Path:
         return (self.path.parent / self.config.folder).resolve()
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def run_folder(self) -> Path:
+        """Where what is submitted for the campaign itself is kept: its page."""
+        return self.folder
+
+    @property
+    def digest(self) -> str:
+        """Digest of the campaign file as it is now."""
+        return digest_content(self.path)
 
     def file_of(self, member: Member) -> Path:
         """The member's study file."""
@@ -189,29 +204,48 @@ def _problems(members: Sequence[Member]) -> list[str]:
     return problems
 
 
+def studies_of(campaign: Campaign) -> tuple[Study, ...]:
+    """The studies of all members in their order, products that several share in one place; writes nothing."""
+    alone = [Study(campaign.file_of(member), _parsed(member)) for member in campaign.members]
+    asked = Counter((stage, one.fingerprint(stage)) for one in alone for stage in one.stages)
+    found = []
+    for one in alone:
+        places = {}
+        for stage in one.stages:
+            fingerprint, own = one.fingerprint(stage), one.run_folder / stage
+            shared = (campaign.folder / SHARED / f"{stage}-{fingerprint}").resolve()
+            wanted = asked[stage, fingerprint] > 1 or shared.is_dir()
+            # a folder of its own that is there is left as it is
+            places[stage] = shared if wanted and (own.is_symlink() or not own.exists()) else own
+        found.append(Study(one.path, one.tables, places))
+    return tuple(found)
+
+
+def _parsed(member: Member) -> dict[str, Any]:
+    """The tables of a member as its study has them; they were found right when the campaign was read."""
+    names = [name for name in TABLES if name != "reference" or name in member.tables]
+    return {name: parse_table(name, TABLES[name], member.tables.get(name, {}))[0] for name in names}
+
+
 def lay_out(campaign: Campaign) -> tuple[Study, ...]:
     """Write the study file of every member and link the products that several share; in the order of the members.
 
     Raises DiskFull, FolderNotWritable. Doing it again changes nothing; a product that is there is never removed.
     """
-    studies = []
-    for member in campaign.members:
-        write_text(campaign.file_of(member), as_toml(member.tables))
-        studies.append(read_study(campaign.file_of(member)))
-    asked = Counter((stage, one.fingerprint(stage)) for one in studies for stage in one.stages)
-    for one in studies:
-        for stage in one.stages:
-            fingerprint = one.fingerprint(stage)
-            shared = campaign.folder / SHARED / f"{stage}-{fingerprint[:16]}"
-            _link(one.run_folder / stage, shared, wanted=asked[stage, fingerprint] > 1 or shared.is_dir())
-    return tuple(studies)
+    studies = studies_of(campaign)
+    make_run_folder(campaign.folder)
+    for member, study in zip(campaign.members, studies, strict=True):
+        write_text(study.path, as_toml(member.tables))
+        for stage in study.stages:
+            _link(study.run_folder / stage, study.places[stage])
+    return studies
 
 
-def _link(link: Path, target: Path, wanted: bool) -> None:
-    """Let a member's product folder be a link to the shared one; a folder of its own is left as it is."""
-    if link.is_symlink() and (not wanted or link.resolve() != target.resolve()):
+def _link(link: Path, target: Path) -> None:
+    """Let a member's product folder be a link to the shared one, or none where that is its own."""
+    if link.is_symlink() and link.resolve() != target:
         link.unlink()
-    if not wanted or link.is_symlink() or link.exists():
+    if target == link or link.is_symlink():
         return
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
     link.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -223,7 +257,7 @@ def shared_stages(studies: Sequence[Study]) -> list[tuple[str, Study]]:
     folders: dict[Path, tuple[str, Study]] = {}
     for one in studies:
         for stage in one.stages:
-            if (one.run_folder / stage).is_symlink():
+            if one.folder(stage).parent != one.run_folder:
                 folders.setdefault(one.folder(stage), (stage, one))
     order = list(TABLES)
     return sorted(folders.values(), key=lambda pair: order.index(pair[0]))

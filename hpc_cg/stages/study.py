@@ -5,6 +5,7 @@ leaves early products sealed, changing an early one makes the later ones stale. 
 rounding at most (``BESIDE``) are left out.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -83,12 +84,20 @@ TABLES: dict[str, type] = {
 
 
 class Study:
-    """A study file that has been read and found right."""
+    """A study file that has been read and found right.
 
-    def __init__(self, path: Path, tables: dict[str, Any]):
+    places   of products that lie elsewhere than in the run folder, by their stages
+    """
+
+    def __init__(self, path: Path, tables: dict[str, Any], places: Mapping[str, Path] | None = None):
         self.path = path.resolve()
         self.tables = tables
         self.study: StudyConfig = tables["study"]
+        self.places = places or {}
+
+    @property
+    def name(self) -> str:
+        return self.study.name
 
     @property
     def root(self) -> Path:
@@ -101,7 +110,7 @@ class Study:
 
     def folder(self, stage: str) -> Path:
         """The product folder of a stage, itself: in a campaign run/STAGE may be a link to one that studies share."""
-        return (self.run_folder / stage).resolve()
+        return self.places[stage] if stage in self.places else (self.run_folder / stage).resolve()
 
     @property
     def molecule(self) -> str:
@@ -133,11 +142,18 @@ class Study:
         upstream = {name: seal.identity for name in self.upstream(stage) if (seal := read_seal(self.folder(name)))}
         return upstream | (molecules.intent(self) if stage == "prepare" else {})
 
-    def states(self) -> dict[str, State]:
-        """Each stage: sealed, stale, partial or absent; stale too where something before it is not sealed."""
+    def states(self, known: "dict[tuple[Any, ...], State] | None" = None) -> dict[str, State]:
+        """Each stage: sealed, stale, partial or absent; stale too where something before it is not sealed.
+
+        known   of products that were looked at already, for studies that share some; what is looked at is added
+        """
         found: dict[str, State] = {}
+        known = {} if known is None else known
         for stage in self.stages:
-            own = state(self.folder(stage), self.fingerprint(stage), partial(self.inputs, stage))
+            key = (self.fingerprint(stage), *(self.folder(name) for name in (stage, *self.upstream(stage))))
+            if key not in known:
+                known[key] = state(self.folder(stage), self.fingerprint(stage), partial(self.inputs, stage))
+            own = known[key]
             whole = all(found[name] == State.SEALED for name in self.upstream(stage))
             found[stage] = State.STALE if own == State.SEALED and not whole else own
         return found
