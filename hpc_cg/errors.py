@@ -106,6 +106,10 @@ class AlreadySubmitted(HpcCgError):
     """What is asked for is queued or running already."""
 
 
+class QueueFull(HpcCgError):
+    """More jobs than a user may have in the queue."""
+
+
 class SchedulerFailed(HpcCgError):
     """The scheduler refused, failed, or did not answer in time."""
 

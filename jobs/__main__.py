@@ -1,7 +1,8 @@
 """Run one stage of a study, or a part of it, as this process's share: ``python -m jobs STAGE study.toml``.
 
 The same line under mpiexec, srun, torchrun, or alone. Exit codes: 0 sealed (or the part is done), 75 stopped at a safe
-place (run again), 1 and 2 an error that was explained on stderr.
+place (run again), 1 and 2 an error that was explained on stderr. ``python -m jobs campaign campaign.toml`` writes the
+page of a campaign.
 """
 
 import os
@@ -20,9 +21,10 @@ from pathlib import Path
 from hpc_cg.errors import HpcCgError
 from hpc_cg.stages.study import read_study
 from jobs.allocation import abort_together
+from jobs.campaign import write_page
 from jobs.changed import check_unchanged
 from jobs.run import run_part, run_stage
-from jobs.task import PART, WHOLE, Task
+from jobs.task import CAMPAIGN, PART, WHOLE, Task
 
 logger = logging.getLogger("hpc-cg")
 
@@ -42,6 +44,8 @@ def task_of(arguments: list[str]) -> Task:
 
 def perform(task: Task) -> int:
     """Do a task; returns its exit code, raises what its stage raises."""
+    if task.stage == CAMPAIGN:
+        return write_page(Path(task.study))
     study = read_study(Path(task.study))
     if task.submitted:
         check_unchanged(study, task.stage, Path(task.submitted))

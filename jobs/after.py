@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from hpc_cg.campaign.members import read_campaign
 from hpc_cg.errors import HpcCgError
 from hpc_cg.stages import product
 from hpc_cg.stages.study import Study, read_study
 from jobs.outcome import BEGUN, STOPPED, Attempt, add_attempt, attempts_of, job_of, take_mark
 from jobs.run import PARTIAL
-from jobs.task import GATHER, WHOLE, Task
+from jobs.task import CAMPAIGN, GATHER, WHOLE, Task
 
 logger = logging.getLogger("hpc-cg")
 
@@ -103,26 +104,33 @@ def after(task: Task, code: int, log: Path | None, max_attempts: int) -> int:
     job = job_of(os.environ)
     said = last_words(log)
     try:
-        study = read_study(Path(task.study))
-        complete, done = _complete(study, task), _done(study, task)
+        run_folder, complete, done, by_hand = _facts(task)
     except (HpcCgError, OSError) as error:
         logger.error("%s", error)
         return code or 1
     if job is None:
         return code
-    earlier = [one.done for one in attempts_of(study.run_folder, job.label) if one.attempt < job.attempt]
-    by_hand = (study.folder(task.stage) / product.STOP).exists()
-    stopped, begun = (take_mark(study.run_folder, job, word) for word in (STOPPED, BEGUN))
+    earlier = [one.done for one in attempts_of(run_folder, job.label) if one.attempt < job.attempt]
+    stopped, begun = (take_mark(run_folder, job, word) for word in (STOPPED, BEGUN))
     verdict = judge(code, complete, stopped, job.attempt, max_attempts, done, earlier, said, by_hand, begun)
     node = os.environ.get("SLURMD_NODENAME") or platform.node()
     attempt = Attempt(job.attempt, code, verdict.word, verdict.why, done, time.time(), node)
     try:
-        add_attempt(study.run_folder, job.label, attempt)
+        add_attempt(run_folder, job.label, attempt)
     except (HpcCgError, OSError) as error:
         logger.error("how this attempt ended could not be written down: %s", error)
     if verdict.word != "done" and verdict.why != said:
         logger.error("%s: %s", task.stage, verdict.why)
     return verdict.code
+
+
+def _facts(task: Task) -> tuple[Path, bool, int | None, bool]:
+    """The run folder; whether the product is there; how much of it; whether somebody asks the stage to stop."""
+    if task.stage == CAMPAIGN:  # its page has no seal: the exit code alone says whether it was written
+        return read_campaign(Path(task.study)).run_folder, False, None, False
+    study = read_study(Path(task.study))
+    by_hand = (study.folder(task.stage) / product.STOP).exists()
+    return study.run_folder, _complete(study, task), _done(study, task), by_hand
 
 
 def _complete(study: Study, task: Task) -> bool:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from jobs import asked
 
 WHOLE, GATHER = "whole", "gather"
+CAMPAIGN = "campaign"
+"""In place of a stage: the page of a campaign, whose file stands in place of a study's."""
+
 PART = re.compile(r"whole|gather|\d+/\d+|\d+(-\d+)?(,\d+(-\d+)?)*")
 
 

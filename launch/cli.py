@@ -1,6 +1,7 @@
 """The command line: hpc-cg run, submit, status, logs, cancel, show, export, audit, templates, doctor."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,8 @@ app = typer.Typer(
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
+CAMPAIGN = "campaign"
+NOTHING_TO_SUBMIT = "all sealed: nothing to submit"
 STOPPED = "stopped; what is sealed or committed stays: run again to continue"
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file, e.g. study.toml.")]
@@ -56,10 +59,10 @@ def run(
     from hpc_cg.campaign.members import is_campaign
 
     try:
-        if "campaign" in words or any(is_campaign(Path(word)) for word in words):
+        if CAMPAIGN in words or any(is_campaign(Path(word)) for word in words):
             if estimate:
                 raise ConfigError("hpc-cg run --estimate", ["a campaign cannot be estimated: name one of its members."])
-            code = _campaign(words, ranks, at_once)
+            code = _run_campaign(words, ranks, at_once)
         else:
             code = _estimate(words, ranks, bandwidth_gb_s) if estimate else _run(words, ranks)
     except KeyboardInterrupt:
@@ -96,19 +99,26 @@ def _run(words: list[str], ranks: int) -> int:
     return run_stages(found, _stages(found, target), n_ranks, console, errors)
 
 
-def _campaign(words: list[str], ranks: int, at_once: int) -> int:
+def _run_campaign(words: list[str], ranks: int, at_once: int) -> int:
     import os
 
-    from hpc_cg.campaign.members import read_campaign
     from launch.campaign import run_campaign
 
-    files = [word for word in words if word not in ("campaign", "all")]
-    if len(files) != 1:
-        raise ConfigError(
-            f"hpc-cg run {' '.join(words)}", ["a campaign is one file. Try: hpc-cg run campaign campaign.toml."]
-        )
     n_cores = ranks or len(os.sched_getaffinity(0))
-    return run_campaign(read_campaign(Path(files[0])), at_once or n_cores, n_cores, console)
+    return run_campaign(_campaign_of(words, "run"), at_once or n_cores, n_cores, console)
+
+
+def _campaign_of(words: list[str], command: str) -> Any:
+    """The campaign among the words of a command; raises ConfigError, also for a study's file."""
+    from hpc_cg.campaign.members import is_campaign, read_campaign
+
+    files = [Path(word) for word in words if word not in (CAMPAIGN, "all")]
+    typed = f"hpc-cg {command} {' '.join(words)}"
+    if len(files) != 1:
+        raise ConfigError(typed, [f"a campaign is one file. Try: hpc-cg {command} campaign campaign.toml."])
+    if files[0].is_file() and not is_campaign(files[0]):
+        raise ConfigError(typed, [f"{files[0]} is a study, not a campaign. Say: hpc-cg {command} {files[0]}."])
+    return read_campaign(files[0])
 
 
 def _target(words: list[str], command: str = "run") -> tuple[str, Path]:
@@ -136,56 +146,95 @@ SiteFile = Annotated[
 @app.command()
 def submit(
     words: Annotated[
-        list[str], typer.Argument(metavar="[STAGE|all] STUDY", help="A stage (all where none is named), and the study.")
+        list[str],
+        typer.Argument(
+            metavar="[STAGE|all|campaign] FILE",
+            help="A stage (all where none is named) and the study; or the word campaign and its file.",
+        ),
     ],
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Print scripts, resources, hours and bytes; ask nobody, write nothing.")
     ] = False,
     cluster: ClusterKind = "slurm",
     site: SiteFile = None,
+    at_once: Annotated[
+        int, typer.Option("--at-once", min=0, help="Of a campaign: members that are worked on together; 0 means all.")
+    ] = 0,
 ) -> None:
     """Submit what is missing as a chain of jobs that goes on by itself, also after you log out.
 
     Submit again after any end: what is sealed stays, what is queued is waited for, of an array only the parts that are
-    not done are submitted.
+    not done are submitted. Of a campaign every member has a chain of its own, what members share is made once, and a
+    last job writes the page when all have ended, however they do.
 
-    [bold]Examples:[/] hpc-cg submit all study.toml --dry-run     hpc-cg submit all study.toml
+    [bold]Examples:[/] hpc-cg submit all study.toml --dry-run     hpc-cg submit campaign campaign.toml
     """
     from launch.cluster import KINDS, cluster_of
     from launch.site import find_site, this_machine
     from launch.submit import dry_run
     from launch.submit import submit as send
 
-    target, path = _target(words, "submit")
-    found = _study(path)
-    wanted, here = _stages(found, target), this_machine() if cluster == "local" else find_site(path, site)
-
     def say(line: str) -> None:
         console.print(plain(line), soft_wrap=True)
 
     if cluster not in KINDS:
         raise ConfigError("hpc-cg submit --cluster", [f"{cluster} is no kind of cluster. Known: {', '.join(KINDS)}."])
+    if CAMPAIGN in words:
+        raise typer.Exit(_submit_campaign(words, dry, cluster, site, at_once, say))
+    target, path = _target(words, "submit")
+    found = _study(path, "submit")
+    if at_once:
+        raise ConfigError("hpc-cg submit --at-once", ["only a campaign has members that could wait for one another."])
+    wanted, here = _stages(found, target), this_machine() if cluster == "local" else find_site(path, site)
     if dry:
         dry_run(found, wanted, here, cluster, say)
         return
-    if not send(found, wanted, here, cluster_of(cluster, found.run_folder, here.site.accounting), say):
-        console.print("all sealed: nothing to submit")
+    if not send(found, wanted, here, cluster_of(cluster, found.run_folder, accounting=here.site.accounting), say):
+        console.print(NOTHING_TO_SUBMIT)
+
+
+def _submit_campaign(
+    words: list[str], dry: bool, cluster: str, site: Path | None, at_once: int, say: Callable[[str], None]
+) -> int:
+    from launch.campaign_queue import cluster_for
+    from launch.campaign_submit import dry_run_campaign, submit_campaign
+    from launch.site import find_site, this_machine
+
+    found = _campaign_of(words, "submit")
+    here = this_machine() if cluster == "local" else find_site(found.path, site)
+    if dry:
+        dry_run_campaign(found, here, cluster, say, at_once)
+        return 0
+    plan = submit_campaign(found, here, cluster_for(found, cluster, here.site.accounting), say, at_once)
+    if not plan.steps and not plan.held:
+        console.print(NOTHING_TO_SUBMIT)
+    return 1 if plan.held else 0
 
 
 @app.command()
 def cancel(
-    study: StudyFile,
-    stage: Annotated[str, typer.Argument(metavar="[STAGE]", help="Only this stage's jobs.")] = "",
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY [STAGE]|campaign FILE",
+            help="The study file, and a stage for its jobs only; or the word campaign and its file.",
+        ),
+    ],
 ) -> None:
-    """End the jobs of a study that are in the queue; what is sealed or committed stays.
+    """End the jobs in the queue of a study, or of all members of a campaign; what is sealed or committed stays.
 
-    [bold]Examples:[/] hpc-cg cancel study.toml     hpc-cg cancel study.toml simulate
+    [bold]Examples:[/] hpc-cg cancel study.toml     hpc-cg cancel study.toml simulate     hpc-cg cancel campaign
+    campaign.toml
     """
-    from launch.control import cancel_jobs
+    from launch.control import cancel_campaign, cancel_jobs
 
-    found = _study(study)
-    if stage:
-        _stages(found, stage)
+    if CAMPAIGN in words:
+        ended = cancel_campaign(_campaign_of(words, "cancel"))
+        console.print(f"cancelled: {plain(ended)}" if ended else "no job of this campaign is in the queue")
+        return
+    target, path = _target(words, "cancel")
+    found = _study(path, "cancel")
+    stage = "" if target == "all" else _stages(found, target)[0]
     cancelled = cancel_jobs(found, stage)
     console.print(f"cancelled: {plain(cancelled)}" if cancelled else "no job of this study is in the queue")
 
@@ -214,7 +263,12 @@ def logs(
 
 @app.command()
 def status(
-    study: StudyFile,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[campaign] FILE", help="The study file, e.g. study.toml; or the word campaign and its file."
+        ),
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
     every_s: Annotated[float, typer.Option("--every-s", min=5.0, help="With --watch: seconds between looks.")] = 30.0,
@@ -222,29 +276,48 @@ def status(
 ) -> None:
     """Say which stages are sealed (with figures), partial (with counts), stale or absent, and what their jobs do.
 
-    Jobs are looked for where some were submitted: one question to the scheduler. Exits with 1 where a folder cannot be
-    read, and names it.
+    Jobs are looked for where some were submitted: one question to the scheduler. Of a campaign, how many members of
+    each group are sealed, run, wait and failed, and why. Exits with 1 where a folder cannot be read, and names it.
 
-    [bold]Examples:[/] hpc-cg status study.toml     hpc-cg status study.toml --watch
+    [bold]Examples:[/] hpc-cg status study.toml --watch     hpc-cg status campaign campaign.toml
     """
     import time
 
-    from launch.site import find_site
-    from launch.status import as_json, report, status_lines
-
+    look = _look_at_campaign if CAMPAIGN in words else _look_at_study
     while True:
-        found = _study(study)
-        told = report(found, find_site(study, site))
+        told, lines, data = look(words, site)
         if json:
-            console.print_json(data=as_json(told))
+            console.print_json(data=data)
         else:
             if watch and console.is_terminal:
                 console.clear()
-            for line in status_lines(told, console.width):
+            for line in lines:
                 console.print(line, soft_wrap=True)
         if not watch or told.at_rest:
-            raise typer.Exit(1 if any(line.state is None for line in told.lines) else 0)
+            raise typer.Exit(1 if told.unreadable else 0)
         time.sleep(every_s)
+
+
+def _look_at_study(words: list[str], site: Path | None) -> tuple[Any, list[str], Any]:
+    """What there is to tell of a study; as lines, and for scripts."""
+    from launch.site import find_site
+    from launch.status import as_json, report, status_lines
+
+    if len(words) > 1:
+        raise ConfigError(f"hpc-cg status {' '.join(words)}", ["status is of one file. Try: hpc-cg status study.toml."])
+    path = Path(words[0])
+    told = report(_study(path, "status"), find_site(path, site))
+    return told, status_lines(told, console.width), as_json(told)
+
+
+def _look_at_campaign(words: list[str], site: Path | None) -> tuple[Any, list[str], Any]:
+    """What there is to tell of a campaign; as lines, and for scripts."""
+    from launch.campaign_status import campaign_json, campaign_lines, campaign_report
+    from launch.site import find_site
+
+    found = _campaign_of(words, "status")
+    told = campaign_report(found, find_site(found.path, site))
+    return told, campaign_lines(told, console.width), campaign_json(told)
 
 
 @app.command()
@@ -364,9 +437,18 @@ def templates(
     console.print(f"written to {plain(str(folder))}")
 
 
-def _study(path: Path) -> Any:
+def _study(path: Path, command: str = "") -> Any:
+    """The study in a file; raises ConfigError, for a campaign's with what to say instead.
+
+    command   one that there is for campaigns, too
+    """
+    from hpc_cg.campaign.members import is_campaign, read_campaign
     from hpc_cg.stages.study import read_study
 
+    if is_campaign(path):
+        instead = [f"say hpc-cg {command} campaign {path}"] if command else []
+        instead.append(f"name one of its members in {read_campaign(path).folder / 'members'}")
+        raise ConfigError(str(path), [f"this is a campaign, not a study: {', or '.join(instead)}."])
     return read_study(path)
 
 

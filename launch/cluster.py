@@ -8,10 +8,10 @@ from typing import Protocol
 
 from hpc_cg.errors import ConfigError
 from hpc_cg.files import digest
-from hpc_cg.stages.study import Study
 from jobs.outcome import FOLDER
 from jobs.task import GATHER, Task
 from launch import ledger, slurm
+from launch.ledger import Submittable
 from launch.plan import Job
 from launch.resources import Resources
 from launch.slurm import Queued
@@ -21,29 +21,38 @@ from launch.transport import Sbatch, run_words
 KINDS = ("slurm", "local")
 
 
-class Cluster(Protocol):
-    """What takes jobs and tells of them."""
+class Queue(Protocol):
+    """What tells of jobs."""
 
     @property
     def kind(self) -> str:
         """One of KINDS."""
         ...
 
-    @property
-    def n_live(self) -> int:
-        """Jobs of this user in the queue when that was looked at last, of whatever run folder."""
-        ...
-
     def queue(self) -> tuple[Queued, ...]:
-        """This run folder's jobs that the scheduler knows of; one question. Raises SchedulerFailed."""
+        """The jobs of its run folders that the scheduler knows of; one question. Raises SchedulerFailed."""
         ...
 
     def ended(self, labels: Sequence[str]) -> Mapping[str, Queued] | None:
         """How jobs that have left the queue ended, as far as is known; None where nobody keeps accounts."""
         ...
 
-    def submit(self, study: Study, job: Job, tasks: Sequence[Task], after: Sequence[str]) -> str:
-        """Send a job that starts when others have ended well; its number. Raises SchedulerFailed."""
+
+class Cluster(Queue, Protocol):
+    """What takes jobs and tells of them."""
+
+    @property
+    def n_live(self) -> int:
+        """Jobs of this user in the queue when that was looked at last, of whatever run folder."""
+        ...
+
+    def submit(
+        self, owner: Submittable, job: Job, tasks: Sequence[Task], after: Sequence[str], however: Sequence[str] = ()
+    ) -> str:
+        """Send a job that starts when some others have ended well, and some however; its number.
+
+        Raises SchedulerFailed.
+        """
         ...
 
     def cancel(self, labels: Sequence[str]) -> None:
@@ -60,7 +69,12 @@ def mark_of(run_folder: Path) -> str:
     return f"hpc-cg:{digest(str(run_folder))[:10]}"
 
 
-def script_of(study: Study, job: Job) -> str:
+def mark_in(comment: str) -> str:
+    """The mark of the run folder in the comment of a job."""
+    return comment.rsplit(":", 2)[0]
+
+
+def script_of(study: Submittable, job: Job) -> str:
     """The batch script of a job; the same words whether it is shown or sent."""
     run_folder = study.run_folder
     payloads = run_folder / FOLDER / "payloads"
@@ -79,10 +93,10 @@ def script_of(study: Study, job: Job) -> str:
     )
 
 
-def named(study: Study, job: Job) -> Resources:
+def named(study: Submittable, job: Job) -> Resources:
     """The resources of a job with its name and the folder of its logs."""
     suffix = f"-{job.part}" if job.part == GATHER else ""
-    name = f"{job.stage}{suffix}.{study.study.name}"[:100]
+    name = f"{job.stage}{suffix}.{study.name}"[:100]
     return replace(job.resources, job_name=name, log_folder=str(study.run_folder / "logs").replace("%", "%%"))
 
 
@@ -99,18 +113,22 @@ def guard(folder: Path) -> str:
 
 
 class SlurmCluster:
-    """A Slurm, through its own programs and submitit."""
+    """A Slurm, through its own programs and submitit.
+
+    run_folders   whose jobs it tells of
+    """
 
     kind = "slurm"
 
-    def __init__(self, run_folder: Path, accounting: bool = True, patience_s: float = slurm.PATIENCE_S):
-        self.run_folder, self.accounting, self.patience_s = run_folder, accounting, patience_s
+    def __init__(self, *run_folders: Path, accounting: bool = True, patience_s: float = slurm.PATIENCE_S):
+        self.marks = frozenset(mark_of(folder) for folder in run_folders)
+        self.accounting, self.patience_s = accounting, patience_s
         self.n_live = 0
 
     def queue(self) -> tuple[Queued, ...]:
-        mark, rows = f"{mark_of(self.run_folder)}:", slurm.queue(self.patience_s)
+        rows = slurm.queue(self.patience_s)
         self.n_live = sum(job.active for job in rows)
-        return tuple(job for job in rows if job.comment.startswith(mark))
+        return tuple(job for job in rows if mark_in(job.comment) in self.marks)
 
     def ended(self, labels: Sequence[str]) -> Mapping[str, Queued] | None:
         if not self.accounting:
@@ -118,10 +136,12 @@ class SlurmCluster:
         jobs = sorted({label.partition("_")[0] for label in labels}, key=int)
         return {job.label: job for job in slurm.accounts(jobs, self.patience_s)}
 
-    def submit(self, study: Study, job: Job, tasks: Sequence[Task], after: Sequence[str]) -> str:
-        words = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
-        folder = ledger.payloads(self.run_folder)
-        executor = Sbatch(folder, script_of(study, job), words, job.resources.n_tasks, self.patience_s)
+    def submit(
+        self, owner: Submittable, job: Job, tasks: Sequence[Task], after: Sequence[str], however: Sequence[str] = ()
+    ) -> str:
+        folder = ledger.payloads(owner.run_folder)
+        words = dependency_words(after, however)
+        executor = Sbatch(folder, script_of(owner, job), words, job.resources.n_tasks, self.patience_s)
         return executor.send(tasks)
 
     def cancel(self, labels: Sequence[str]) -> None:
@@ -131,12 +151,22 @@ class SlurmCluster:
         pass
 
 
-def cluster_of(kind: str, run_folder: Path, accounting: bool) -> Cluster:
-    """The cluster of a kind; raises ConfigError for a kind that there is not."""
+def dependency_words(after: Sequence[str], however: Sequence[str] = ()) -> list[str]:
+    """What sbatch is told of the jobs that must have ended well before, and of those that must have ended."""
+    kinds = (("afterok", after), ("afterany", however))
+    parts = [f"{word}:{':'.join(numbers)}" for word, numbers in kinds if numbers]
+    return [f"--dependency={','.join(parts)}", "--kill-on-invalid-dep=yes"] if parts else []
+
+
+def cluster_of(kind: str, *run_folders: Path, accounting: bool) -> Cluster:
+    """The cluster of a kind, for the jobs of some run folders; raises ConfigError for a kind that there is not.
+
+    The queue of this machine lies in the first of them.
+    """
     if kind == "slurm":
-        return SlurmCluster(run_folder, accounting)
+        return SlurmCluster(*run_folders, accounting=accounting)
     if kind == "local":
         from launch.local_cluster import LocalCluster
 
-        return LocalCluster(run_folder)
+        return LocalCluster(*run_folders)
     raise ConfigError("hpc-cg --cluster", [f"{kind} is no kind of cluster. Known: {', '.join(KINDS)}."])

@@ -3,13 +3,18 @@
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+from hpc_cg.campaign.members import Campaign, studies_of
 from hpc_cg.errors import MissingInput
 from hpc_cg.stages.study import Study
+from jobs.outcome import FOLDER
 from launch import ledger
+from launch.campaign_queue import kinds_submitted_to, queues_of
 from launch.cluster import cluster_of
 from launch.slurm import Queued
+from launch.submit import live_labels
 
 POLL_S = 0.5
 BLOCK = 1 << 16
@@ -37,6 +42,25 @@ def cancel_jobs(study: Study, stage: str = "") -> str:
                 cluster_of(kind, study.run_folder, accounting=False).cancel(numbers)
                 names = {job.job: job.comment.split(":")[2] for job in live}
                 said.append(", ".join(f"{names[number]} {number}" for number in reversed(numbers)))
+    return "; ".join(said)
+
+
+def cancel_campaign(campaign: Campaign) -> str:
+    """End every job of a campaign that is in a queue, of all its members and of its page; how many, in words."""
+    studies = studies_of(campaign)
+    folders = [campaign.run_folder, *(study.run_folder for study in studies)]
+    said = []
+    with ExitStack() as held:
+        for folder in folders:
+            if (folder / FOLDER).is_dir():
+                held.enter_context(ledger.submitting(folder))
+        kinds = dict.fromkeys([*kinds_submitted_to(folders), *(["slurm"] if shutil.which("squeue") else [])])
+        for queue in queues_of(campaign, studies, tuple(kinds), accounting=False):
+            live = [job for job in queue.queue() if job.active]
+            numbers = tuple(dict.fromkeys(job.job for job in reversed(live)))
+            if numbers:
+                queue.cancel(numbers)
+                said.append(f"{len(numbers)} jobs of {queue.kind}: {live_labels(live)}")
     return "; ".join(said)
 
 

@@ -15,7 +15,7 @@ from hpc_cg.stages.study import Study
 from jobs.after import last_words
 from jobs.nodelist import expand_nodelist
 from jobs.outcome import Attempt, Outcomes
-from launch.cluster import Cluster
+from launch.cluster import Queue
 from launch.ledger import Submission, Submitted
 from launch.plan import ELEMENT, Lesson
 from launch.site import GATHER, Partition, Site
@@ -139,7 +139,7 @@ def lessons_of(
     known: Sequence[Submission],
     left: Outcomes,
     queue: Sequence[Queued],
-    cluster: Cluster,
+    cluster: Queue,
 ) -> dict[tuple[str, str], Lesson]:
     """What the newest jobs of each stage and part teach for submitting it again.
 

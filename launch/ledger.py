@@ -15,17 +15,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hpc_cg.errors import AlreadySubmitted, DamagedProduct, FolderBusy
 from hpc_cg.files import own_folder, read_json, write_bytes, write_json
 from hpc_cg.stages import claims
-from hpc_cg.stages.study import Study
 from jobs.outcome import FOLDER
 
 FORMAT = 1
 SUBMITTING_PATIENCE_S = 60.0
 _NAME = re.compile(r"submission-(\d{4,})\.json")
+
+
+class Submittable(Protocol):
+    """What jobs are submitted for: a study, or a campaign."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """That of the file."""
+        ...
+
+    @property
+    def run_folder(self) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -92,14 +111,14 @@ def save(run_folder: Path, submission: Submission) -> None:
     write_json(path, asdict(submission) | {"format": FORMAT})
 
 
-def begin(study: Study, cluster: str, code: dict[str, str]) -> Submission:
+def begin(study: Submittable, cluster: str, code: dict[str, str]) -> Submission:
     """A new submission of a study, without jobs so far."""
     last = max((int(_NAME.fullmatch(path.name)[1]) for path in _paths(study.run_folder)), default=0)  # type: ignore[index]
     when = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return Submission(last + 1, when, cluster, str(study.path), study.digest, code)
 
 
-def keep_study(study: Study) -> Path:
+def keep_study(study: Submittable) -> Path:
     """A copy of the study file as it is now; a job compares with it what it finds when it starts."""
     path = folder_of(study.run_folder) / "studies" / f"{study.digest}.toml"
     if not path.exists():

@@ -21,6 +21,7 @@ from hpc_cg.stages.product import STOP, make_run_folder
 from hpc_cg.stages.progress import Reading, clear_progress, read_progress
 from hpc_cg.stages.study import Study
 from jobs.alive import is_gone
+from jobs.task import CAMPAIGN
 from launch.family import family, kill
 from launch.interrupts import Interrupts
 from launch.tail import Tail
@@ -31,8 +32,8 @@ END_PATIENCE_S = 5.0
 DONE, PARTIAL = 0, 75
 """Exit codes of a stage that is sealed, and of one that stopped at a safe place."""
 
-SINGLE = ("aggregate", "report")
-"""Stages that one process does: they fold what is there."""
+SINGLE = ("aggregate", "report", CAMPAIGN)
+"""What one process does: it folds what is there."""
 
 
 class View(Protocol):

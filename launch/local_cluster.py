@@ -7,6 +7,8 @@ under mpiexec where it has several tasks. The runner belongs to no terminal, so 
     <run>/jobs/local/L<number>.json  a job: its command, cores, the jobs that it waits for
     <run>/jobs/local/<label>.state   how it stands: state, attempt, times; written by the runner
     <run>/jobs/local/CANCEL-<label>  asks the runner to end it
+
+The members of a campaign have one queue: their folders are links to that of the campaign.
 """
 
 import os
@@ -24,20 +26,19 @@ from hpc_cg.errors import DamagedProduct, FolderBusy, MissingInput
 from hpc_cg.files import own_folder, read_json, write_json, write_text
 from hpc_cg.stages import claims
 from hpc_cg.stages.claims import ATTEMPT, JOB
-from hpc_cg.stages.study import Study
 from jobs.outcome import FOLDER
 from jobs.task import Task
-from launch.cluster import mark_of, named
-from launch.local import PARTIAL, find_mpiexec, threads
+from launch.cluster import mark_in, mark_of, named
+from launch.ledger import Submittable
+from launch.local import PARTIAL, SINGLE, find_mpiexec, threads
 from launch.plan import Job
 from launch.slurm import Queued
 
 POLL_S = 0.2
 END_PATIENCE_S = 30.0
 WAITING, RUNS, DONE, FAILED, CANCELLED = "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"
-RUNNER, CANCEL = "RUNNER", "CANCEL-"
+RUNNER, CANCEL, LOCAL = "RUNNER", "CANCEL-", "local"
 NO_RUNNER = "the runner of this machine's queue is no more"
-SINGLE = ("aggregate", "report")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class LocalJob:
     work    words of the command that does it; ``judge`` those of what is said afterwards, without the code
     tasks   processes, started by mpiexec where there are several
     cores   that it takes
-    after   numbers of jobs that must have ended well
+    after   numbers of jobs that must have ended well, and ``however`` of those that must have ended
     """
 
     label: str
@@ -59,6 +60,7 @@ class LocalJob:
     after: tuple[str, ...]
     log: str
     comment: str
+    however: tuple[str, ...] = ()
 
 
 @dataclass
@@ -74,21 +76,32 @@ class Standing:
     reason: str = ""
 
 
+def queue_folder(run_folder: Path) -> Path:
+    """Where the queue of a run folder lies."""
+    return (run_folder / FOLDER / LOCAL).resolve()
+
+
 class LocalCluster:
-    """This machine as a cluster of one node."""
+    """This machine as a cluster of one node.
+
+    run_folders   whose jobs it tells of; its queue is that of the first
+    """
 
     kind = "local"
     n_live = 0
 
-    def __init__(self, run_folder: Path, n_cores: int = 0):
-        self.run_folder, self._looked = run_folder, False
+    def __init__(self, *run_folders: Path, n_cores: int = 0):
+        self.run_folder, self._looked = run_folders[0], False
+        self.marks = frozenset(mark_of(folder) for folder in run_folders)
         self.n_cores = n_cores or len(os.sched_getaffinity(0))
-        self.folder = run_folder / FOLDER / "local"
+        self.folder = queue_folder(self.run_folder)
 
     def queue(self) -> tuple[Queued, ...]:
         alive = claims.claimed_by(self.folder / RUNNER) is not None
         found = []
         for job in read_jobs(self.folder):
+            if mark_in(job.comment) not in self.marks:
+                continue
             standing = read_standing(self.folder, job.label)
             state, reason = standing.state, standing.reason
             if state in (WAITING, RUNS) and not alive:
@@ -106,12 +119,15 @@ class LocalCluster:
         rows = {job.label: job for job in self.queue()}
         return {label: rows[label] for label in labels if label in rows}
 
-    def submit(self, study: Study, job: Job, tasks: Sequence[Task], after: Sequence[str]) -> str:
+    def submit(
+        self, owner: Submittable, job: Job, tasks: Sequence[Task], after: Sequence[str], however: Sequence[str] = ()
+    ) -> str:
         own_folder(self.folder)
+        self._share_with(owner.run_folder)
         if not self._looked:
             self._bury()
         number = f"L{max((_number(path) for path in _job_files(self.folder)), default=0) + 1}"
-        ask, wide = named(study, job), find_mpiexec() is not None and job.stage not in SINGLE
+        ask, wide = named(owner, job), find_mpiexec() is not None and job.stage not in SINGLE
         count = min(ask.n_tasks, max(1, self.n_cores // ask.cpus_per_task)) if wide and not job.parts else 1
         cores = min(self.n_cores, count * ask.cpus_per_task)
         rows = []
@@ -128,11 +144,23 @@ class LocalCluster:
                     cores=cores,
                     after=tuple(after),
                     log=log,
-                    comment=f"{mark_of(self.run_folder)}:{job.stage}:{job.part}",
+                    comment=f"{mark_of(owner.run_folder)}:{job.stage}:{job.part}",
+                    however=tuple(however),
                 )
             )
         write_json(self.folder / f"{number}.json", [asdict(row) for row in rows])
         return number
+
+    def _share_with(self, run_folder: Path) -> None:
+        """Let another run folder have this queue, too: whoever looks at it alone sees its jobs."""
+        if queue_folder(run_folder) == self.folder:
+            return
+        link = own_folder(run_folder / FOLDER) / LOCAL
+        if link.is_symlink():
+            link.unlink()
+        elif link.exists():  # nothing in it is live: that was looked at before anything was submitted
+            link.rename(link.with_name(f"{LOCAL}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        link.symlink_to(os.path.relpath(self.folder, link.parent), target_is_directory=True)
 
     def _bury(self) -> None:
         """What a runner that is no more left unfinished has failed, and its processes are ended."""
@@ -214,7 +242,7 @@ class Runner:
     """Works a queue off, job by job, as the cores allow. It alone writes how jobs stand."""
 
     def __init__(self, run_folder: Path, n_cores: int):
-        self.folder, self.run_folder, self.n_cores = run_folder / FOLDER / "local", run_folder, n_cores
+        self.folder, self.n_cores = queue_folder(run_folder), n_cores
         self.running: dict[str, Running] = {}
         self.jobs: dict[str, LocalJob] = {}
         self.standings: dict[str, Standing] = {}
@@ -253,11 +281,12 @@ class Runner:
     def _start_if_possible(self, job: LocalJob, states: Mapping[str, set[str]]) -> None:
         label, standing = job.label, self.standings[job.label]
         before: set[str] = set().union(*(states.get(number, set()) for number in job.after))
+        others: set[str] = set().union(*(states.get(number, set()) for number in job.however))
         if self._is_cancelled(label):
             self._stands(label, Standing(CANCELLED, standing.attempt, ended=time.time()))
         elif before & {FAILED, CANCELLED}:
             self._stands(label, Standing(CANCELLED, reason="DependencyNeverSatisfied", ended=time.time()))
-        elif before - {DONE}:
+        elif before - {DONE} or others - {DONE, FAILED, CANCELLED}:
             self._stands_if_new(label, standing, "Dependency")
         elif sum(one.job.cores for one in self.running.values()) + job.cores > self.n_cores:
             self._stands_if_new(label, standing, "Resources")
@@ -346,7 +375,7 @@ def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Entry point of the runner: a run folder, and how many cores it may use."""
     run_folder, n_cores = Path(arguments[0]), int(arguments[1])
-    folder = run_folder / FOLDER / "local"
+    folder = queue_folder(run_folder)
     while True:
         try:
             claims.claim(folder, RUNNER)

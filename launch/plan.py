@@ -7,14 +7,15 @@ only the items that are not done are submitted. Nothing here asks a scheduler or
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import pairwise
 
 from hpc_cg.errors import ConfigError, NotSealed
 from hpc_cg.stages.product import State, may_continue
 from hpc_cg.stages.study import Study
-from jobs.task import GATHER, WHOLE, Task, compress
+from jobs.task import CAMPAIGN, GATHER, WHOLE, Task, compress
+from launch.ledger import Submittable
 from launch.resources import Resources
 from launch.site import UNKNOWN_ITEMS, Site
 
@@ -26,8 +27,9 @@ class Job:
     """A job to submit.
 
     part    "whole" or "gather"; ``parts`` of each element where it is an array
-    after   places in the chain of the jobs that it waits for
-    waits   numbers of jobs in the queue that it waits for
+    after     places in the chain of the jobs that must have ended well before it begins
+    waits     numbers of jobs in the queue, likewise
+    however   places, and numbers in the queue, of jobs that must have ended, well or not
     """
 
     stage: str
@@ -37,9 +39,12 @@ class Job:
     after: tuple[int, ...]
     waits: tuple[str, ...] = ()
     at_once: int = 0
+    however: tuple[int | str, ...] = ()
 
     @property
     def title(self) -> str:
+        if self.stage == CAMPAIGN:
+            return "page"
         return f"{self.stage} ({self.part})" if self.part == GATHER else self.stage
 
     @property
@@ -70,6 +75,14 @@ class Chain:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A job to submit, and whose it is: a study's, or a campaign's, whose page it writes."""
+
+    owner: Submittable
+    job: Job
+
+
+@dataclass(frozen=True)
 class Lesson:
     """What an earlier job of a stage taught: memory in GB that it needs, nodes to keep away from, and in words why."""
 
@@ -89,8 +102,14 @@ class _Planner:
     queued: Mapping[str, tuple[str, ...]]
     lessons: Mapping[tuple[str, str], Lesson]
     budget: int | None
-    jobs: list[Job] = field(default_factory=list)
-    last: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    jobs: list[Job]
+    last: dict[str, tuple[int, ...]]
+    first: int
+
+    @property
+    def own(self) -> list[Job]:
+        """The jobs of this chain, without those before it."""
+        return self.jobs[self.first :]
 
     def add(self, stage: str) -> None:
         """Add the jobs of a stage that is neither sealed nor queued."""
@@ -157,7 +176,7 @@ class _Planner:
         """At most so many elements that all jobs of the chain may be in the queue at once."""
         if self.budget is None:
             return n_parts
-        free = self.budget - len(self.study.stages) - 1 - sum(job.n_elements for job in self.jobs if job.parts)
+        free = self.budget - len(self.study.stages) - 1 - sum(job.n_elements for job in self.own if job.parts)
         if n_parts and free < 1:
             raise ConfigError(
                 self.site.file,
@@ -187,25 +206,32 @@ def chain_of(
     queued: Mapping[str, tuple[str, ...]] | None = None,
     lessons: Mapping[tuple[str, str], Lesson] | None = None,
     n_live: int = 0,
+    states: Mapping[str, State] | None = None,
+    before: Sequence[Job] = (),
+    coming: Mapping[str, int] | None = None,
 ) -> Chain:
     """The chain that makes the wanted stages of a study.
 
     queued    numbers of the jobs in the queue, for each stage that has some
     lessons   of earlier jobs, for each stage and part ("whole", "gather") that has some
     n_live    jobs that this user has in the queue
+    states    of the study's stages, where they are known already
+    before    jobs of other studies that are submitted before these: places count from the first of them
+    coming    the place of the job among them that seals a stage of this study, too
     Raises NotSealed where a wanted stage reads one that is neither there nor coming, ConfigError of the site's limits.
     """
-    states, queued = study.states(), queued or {}
+    states, queued, coming = states or study.states(), queued or {}, coming or {}
     limit = site.site.max_submit_jobs
     budget = limit - n_live if limit else None
-    planner = _Planner(study, site, states, queued, lessons or {}, budget)
+    last: dict[str, tuple[int, ...]] = {stage: (place,) for stage, place in coming.items()}
+    planner = _Planner(study, site, states, queued, lessons or {}, budget, list(before), last, len(before))
     sealed = []
     for stage in study.stages:
-        if stage not in wanted or stage in queued:
+        if stage not in wanted or stage in queued or stage in coming:
             continue
         remade = any(name in planner.last or name in queued for name in study.upstream(stage))
         if states[stage] == State.SEALED and not remade:
             sealed.append(stage)
         else:
             planner.add(stage)
-    return Chain(tuple(planner.jobs), tuple(sealed), {name: ids for name, ids in queued.items() if name in wanted})
+    return Chain(tuple(planner.own), tuple(sealed), {name: ids for name, ids in queued.items() if name in wanted})

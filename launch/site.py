@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass as checked
 from hpc_cg.config import STRICT, did_you_mean, parse_table, read_toml
 from hpc_cg.errors import ConfigError
 from hpc_cg.stages.study import ARRAYS, UPSTREAM
+from jobs.task import CAMPAIGN
 from launch.resources import Resources
 from launch.templates import DEFAULTS
 
@@ -36,6 +37,9 @@ ELEMENTS: dict[str, Resources] = {
 
 GATHERED = Resources(cpus_per_task=2, mem_gb=32, time_minutes=120)
 """What putting together the parts of an array asks for."""
+
+PAGE = Resources(cpus_per_task=4, mem_gb=32, time_minutes=120)
+"""What writing the page of a campaign asks for."""
 
 UNKNOWN_ITEMS = 16
 """Elements of an array whose items are not known yet, as its input is still to be made."""
@@ -160,7 +164,8 @@ class Site:
         more   fields that decide over all others, e.g. another attempt's memory
         Raises ConfigError with everything that goes beyond the partition's limits.
         """
-        default = {"": DEFAULTS[stage], "element": ELEMENTS.get(stage), GATHER: GATHERED}[part]
+        whole = PAGE if stage == CAMPAIGN else DEFAULTS[stage]
+        default = {"": whole, "element": ELEMENTS.get(stage), GATHER: GATHERED}[part]
         assert default is not None, f"{stage} has no parts"
         key = GATHER if part == GATHER else stage
         wished = self.wishes(key).resources
@@ -283,14 +288,14 @@ def read_site(path: Path) -> Site:
         for name, row in rows.items():
             parsed[table][name], found = parse_table(f"{table}.{name}", cls, row)
             problems += found
-    stages = (*UPSTREAM, GATHER)
+    stages = (*UPSTREAM, GATHER, CAMPAIGN)
     problems += [
         f"stages.{name} is not a stage.{did_you_mean(name, stages)}" for name in parsed["stages"] if name not in stages
     ]
     if problems:
         raise ConfigError(path.name, problems)
     made = Site(site, parsed["partitions"], parsed["stages"], path.resolve())
-    for stage in UPSTREAM:  # every value is one that a batch script can hold, and within its partition
+    for stage in (*UPSTREAM, CAMPAIGN):  # every value is one that a batch script can hold, and within its partition
         for part in ("", *(("element", GATHER) if stage in ARRAYS else ())):
             if (part == "element") == made.is_array(stage) or part == GATHER:
                 made.resources(stage, part)

@@ -18,7 +18,7 @@ from hpc_cg.stages.product import State, may_continue, read_seal, state
 from hpc_cg.stages.study import Study
 from jobs.outcome import Attempt, Outcomes
 from launch import history, ledger
-from launch.cluster import Cluster, cluster_of
+from launch.cluster import Queue, cluster_of
 from launch.history import End
 from launch.ledger import Submitted
 from launch.plain import plain
@@ -85,13 +85,27 @@ class Report:
         """Whether nothing is in the queue, as far as is known."""
         return not self.unknown and not any(line.live for line in self.lines)
 
+    @property
+    def unreadable(self) -> bool:
+        """Whether there is a folder that cannot be read."""
+        return any(line.state is None for line in self.lines)
+
 
 def report(study: Study, site: Site) -> Report:
     """Everything: the products, and the jobs where some were ever submitted."""
     lines, known = survey(study), ledger.submissions(study.run_folder)
+    kinds = {one.cluster for one in known}
+    return with_jobs(
+        study, lines, known, [cluster_of(kind, study.run_folder, accounting=site.site.accounting) for kind in kinds]
+    )
+
+
+def with_jobs(
+    study: Study, lines: tuple[Line, ...], known: Sequence[ledger.Submission], clusters: Sequence[Queue]
+) -> Report:
+    """What is known of the products, with what the clusters that a study was submitted to tell of its jobs."""
     if not known:
         return Report(study.study.name, lines)
-    clusters = [cluster_of(kind, study.run_folder, site.site.accounting) for kind in {one.cluster for one in known}]
     left = Outcomes(study.run_folder)
     try:
         queue = [job for cluster in clusters for job in cluster.queue()]
@@ -100,12 +114,12 @@ def report(study: Study, site: Site) -> Report:
     jobs = {line.stage: history.latest(known, line.stage) for line in lines if line.state != State.SEALED}
     rows = {job.label: job for job in queue}
     unknown = tuple(sentence for cluster in clusters for sentence in _ask_for_the_lost(cluster, jobs, rows, left))
-    told = tuple(_with_jobs(study, line, jobs.get(line.stage, ()), rows, left) for line in lines)
+    told = tuple(_line_with_jobs(study, line, jobs.get(line.stage, ()), rows, left) for line in lines)
     return Report(study.study.name, told, unknown, left)
 
 
 def _ask_for_the_lost(
-    cluster: Cluster,
+    cluster: Queue,
     jobs: Mapping[str, Sequence[Submitted]],
     rows: dict[str, Queued],
     left: Outcomes,
@@ -132,7 +146,7 @@ def _ask_for_the_lost(
     return ()
 
 
-def _with_jobs(
+def _line_with_jobs(
     study: Study,
     line: Line,
     jobs: Sequence[Submitted],
@@ -145,11 +159,14 @@ def _with_jobs(
     return Line(line.stage, line.state, line.text, live, told)
 
 
-def survey(study: Study) -> tuple[Line, ...]:
-    """A line for each stage of a study; a folder that cannot be read is told of and hides no other."""
+def survey(study: Study, looked: dict[tuple[Any, ...], State] | None = None) -> tuple[Line, ...]:
+    """A line for each stage of a study; a folder that cannot be read is told of and hides no other.
+
+    looked   as in ``Study.states``: for studies that share products
+    """
     lines: list[Line] = []
     try:
-        states = study.states()
+        states = study.states(looked)
     except (HpcCgError, OSError):
         states = {}  # look at each alone, to find which it is
     for stage in study.stages:
@@ -172,20 +189,20 @@ def status_lines(told: Report, width: int) -> list[str]:
     indent = " " * INDENT
     for line in told.lines:
         style = "red" if line.state is None else STYLE[line.state]
-        first, *rest = _wrapped(line.text, width - INDENT)
+        first, *rest = wrapped(line.text, width - INDENT)
         found.append(f"{line.stage:<10} [{style}]{line.word:<10}[/] {plain(first)}".rstrip())
         below = [
             *rest,
-            *(part for text in _live_texts(line.live, told.attempts) for part in _wrapped(text, width - INDENT)),
+            *(part for text in _live_texts(line.live, told.attempts) for part in wrapped(text, width - INDENT)),
         ]
         found += [f"{indent}{plain(part)}" for part in below]
         for text in _end_texts(line.ends):
-            found += [f"{indent}[red]{plain(part)}[/]" for part in _wrapped(text, width - INDENT)]
-    found += [f"[yellow]{plain(part)}[/]" for sentence in told.unknown for part in _wrapped(sentence, width)]
+            found += [f"{indent}[red]{plain(part)}[/]" for part in wrapped(text, width - INDENT)]
+    found += [f"[yellow]{plain(part)}[/]" for sentence in told.unknown for part in wrapped(sentence, width)]
     return found
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most so many columns; a longer word stays whole."""
     wide = max(30, width)
     return [
@@ -200,16 +217,16 @@ def _live_texts(live: Sequence[Queued], attempts: Mapping[str, tuple[Attempt, ..
     found = []
     for job in live:
         if job.task is None:
-            found.append(f"job {job.label} {_doing(job)}{_attempt(attempts.get(job.label, ()))}")
+            found.append(f"job {job.label} {doing(job)}{_attempt(attempts.get(job.label, ()))}")
     for number in dict.fromkeys(job.job for job in live if job.task is not None):
         tasks = [job for job in live if job.job == number and job.task is not None]
-        counts = Counter("run" if job.nodes and job.state != "PENDING" else _doing(job) for job in tasks)
+        counts = Counter("run" if job.nodes and job.state != "PENDING" else doing(job) for job in tasks)
         words = ", ".join(f"{count:,} {word}" for word, count in counts.items())
         found.append(f"array {number}: {words}")
     return found
 
 
-def _doing(job: Queued) -> str:
+def doing(job: Queued) -> str:
     if job.state == "PENDING":
         return REASONS.get(job.reason, f"waits ({job.reason})" if job.reason not in ("", "None") else "waits")
     where = f" on {job.nodes}" if job.nodes else ""

@@ -8,6 +8,7 @@ failed is submitted with what was learnt (more memory where that ran out, other 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from hpc_cg.errors import AlreadySubmitted, HpcCgError
 from hpc_cg.provenance import code_version
@@ -16,9 +17,9 @@ from hpc_cg.stages.study import Study
 from jobs.outcome import Outcomes
 from jobs.task import GATHER, compress
 from launch import ledger
-from launch.cluster import Cluster, cluster_of, named, script_of
+from launch.cluster import Cluster, cluster_of, mark_of, named, script_of
 from launch.history import lessons_of
-from launch.plan import Chain, Job, chain_of
+from launch.plan import Chain, Job, Step, chain_of
 from launch.site import Site
 from launch.sizes import bytes_of
 from launch.slurm import Queued
@@ -40,7 +41,7 @@ def submit(study: Study, wanted: Sequence[str], site: Site, cluster: Cluster, sa
     with ledger.submitting(run_folder):
         known = ledger.submissions(run_folder)
         _refuse_if_elsewhere(study, known, cluster)
-        rows = _settled(cluster)
+        rows = settled(cluster)
         live = [job for job in rows if job.active]
         queued = queued_stages(live)
         lessons = lessons_of(study, wanted, site, known, Outcomes(run_folder), rows, cluster)
@@ -56,7 +57,14 @@ def submit(study: Study, wanted: Sequence[str], site: Site, cluster: Cluster, sa
                     "wait for them (hpc-cg status), or end them with hpc-cg cancel",
                 )
             return ()
-        return _send(study, chain, cluster, say)
+        remove_stops(study, chain.jobs)
+        steps = tuple(Step(study, job) for job in chain.jobs)
+
+        def told(sent: Sequence[str]) -> str:
+            return ", ".join(f"{step.job.title} {number}" for step, number in zip(steps, sent, strict=False))
+
+        send(steps, cluster, lambda place, number: say(f"{job_line(place, chain)}  job {number}"), told, say)
+        return ledger.submissions(run_folder)[-1].jobs
 
 
 def _refuse_if_elsewhere(study: Study, known: Sequence[ledger.Submission], cluster: Cluster) -> None:
@@ -71,7 +79,7 @@ def _refuse_if_elsewhere(study: Study, known: Sequence[ledger.Submission], clust
             )
 
 
-def _settled(cluster: Cluster) -> tuple[Queued, ...]:
+def settled(cluster: Cluster) -> tuple[Queued, ...]:
     """The queue, as soon as nothing in it is about to leave it: nobody can wait for a job that is ending.
 
     Raises AlreadySubmitted where that takes too long.
@@ -91,39 +99,61 @@ def _settled(cluster: Cluster) -> tuple[Queued, ...]:
         time.sleep(SETTLE_POLL_S)
 
 
-def _send(study: Study, chain: Chain, cluster: Cluster, say: Say) -> tuple[ledger.Submitted, ...]:
-    run_folder = study.run_folder
-    copy, _ = str(ledger.keep_study(study)), ledger.logs(run_folder)
-    for stage in {job.stage for job in chain.jobs}:
+def remove_stops(study: Study, jobs: Sequence[Job]) -> None:
+    """Take away what asks the stages of some jobs to stop."""
+    for stage in {job.stage for job in jobs}:
         (study.folder(stage) / STOP).unlink(missing_ok=True)
-    submission = ledger.begin(study, cluster.kind, code_version())
+
+
+def send(
+    steps: Sequence[Step],
+    cluster: Cluster,
+    sent_one: Callable[[int, str], None],
+    told: Callable[[Sequence[str]], str],
+    say: Say,
+) -> tuple[str, ...]:
+    """Submit jobs one after another, each with the numbers of those before it; their numbers.
+
+    sent_one   is called with the place and the number of each
+    told       puts the numbers of those that were submitted before a refusal into words
+    Raises SchedulerFailed, after it has said what was submitted before.
+    """
     sent: list[str] = []
-    for place, job in enumerate(chain.jobs):
+    submissions: dict[Path, ledger.Submission] = {}
+    copies: dict[Path, str] = {}
+    for place, step in enumerate(steps):
+        owner, job = step.owner, step.job
+        folder = owner.run_folder
+        if folder not in submissions:
+            copies[folder], _ = str(ledger.keep_study(owner)), ledger.logs(folder)
+            submissions[folder] = ledger.begin(owner, cluster.kind, code_version())
         after = [*(sent[before] for before in job.after), *job.waits]
+        however = [sent[before] if isinstance(before, int) else before for before in job.however]
         try:
-            number = cluster.submit(study, job, job.tasks(str(study.path), copy), after)
+            number = cluster.submit(owner, job, job.tasks(str(owner.path), copies[folder]), after, however)
         except (HpcCgError, KeyboardInterrupt):
-            done = [f"{one.title} {number}" for one, number in zip(chain.jobs, sent, strict=False)]
-            if done:
-                say(f"submitted before that: {', '.join(done)}; they stay in the queue")
+            if sent:
+                say(f"submitted before that: {told(sent)}; they stay in the queue, and submitting again goes on")
             cluster.started()
-            _withdraw_strays(cluster, sent, job, say)
+            _withdraw_strays(cluster, sent, step, say)
             raise
         sent.append(number)
-        row = ledger.Submitted(number, job.stage, job.part, job.parts, asdict(named(study, job)), tuple(after))
-        submission = submission.with_job(row)
-        ledger.save(run_folder, submission)
-        say(f"{job_line(job, place, chain)}  job {number}")
+        waits = (*after, *however)
+        row = ledger.Submitted(number, job.stage, job.part, job.parts, asdict(named(owner, job)), waits)
+        submissions[folder] = submissions[folder].with_job(row)
+        ledger.save(folder, submissions[folder])
+        sent_one(place, number)
     cluster.started()
-    return submission.jobs
+    return tuple(sent)
 
 
-def _withdraw_strays(cluster: Cluster, sent: Sequence[str], job: Job, say: Say) -> None:
+def _withdraw_strays(cluster: Cluster, sent: Sequence[str], step: Step, say: Say) -> None:
     """Take back a job that the scheduler took although its number never came: its payload is not complete."""
+    job = step.job
     try:
-        mark = f":{job.stage}:{job.part}"
-        rows = [row for row in cluster.queue() if row.active and row.comment.endswith(mark) and row.job not in sent]
-        strays = sorted({row.job for row in rows} - set(job.waits))
+        comment = f"{mark_of(step.owner.run_folder)}:{job.stage}:{job.part}"
+        rows = [row for row in cluster.queue() if row.active and row.comment == comment and row.job not in sent]
+        strays = sorted({row.job for row in rows} - {*job.waits, *map(str, job.however)})
         if strays:
             cluster.cancel(strays)
             say(f"taken back, as it came without a number: {job.title} {', '.join(strays)}")
@@ -137,12 +167,7 @@ def queued_stages(live: Sequence[Queued]) -> dict[str, tuple[str, ...]]:
     Raises AlreadySubmitted where elements of an array are left whose gathering job is gone: some have failed, and only
     when the others have ended is it known what is missing.
     """
-    found: dict[str, tuple[str, ...]] = {}
-    for job in live:
-        if job.task is None:
-            stage = job.comment.split(":")[2]
-            found[stage] = (*found.get(stage, ()), job.job)
-    left = [job for job in live if job.task is not None and job.comment.split(":")[2] not in found]
+    found, left = sealing(live), left_over(live)
     if left:
         raise AlreadySubmitted(
             "submitting what is missing",
@@ -152,19 +177,46 @@ def queued_stages(live: Sequence[Queued]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def sealing(live: Sequence[Queued]) -> dict[str, tuple[str, ...]]:
+    """The numbers of the jobs in the queue that seal a stage, by the stage."""
+    found: dict[str, tuple[str, ...]] = {}
+    for job in live:
+        if job.task is None:
+            stage = stage_of(job)
+            found[stage] = (*found.get(stage, ()), job.job)
+    return found
+
+
+def left_over(live: Sequence[Queued]) -> tuple[Queued, ...]:
+    """Elements of arrays in the queue whose gathering job is gone."""
+    found = sealing(live)
+    return tuple(job for job in live if job.task is not None and stage_of(job) not in found)
+
+
+def stage_of(job: Queued) -> str:
+    """The stage that a job's mark names."""
+    return job.comment.split(":")[2]
+
+
 def described(queued: Mapping[str, tuple[str, ...]]) -> str:
     return ", ".join(f"{stage} {' '.join(ids)}" for stage, ids in queued.items())
 
 
-def job_line(job: Job, place: int, chain: Chain) -> str:
+def job_line(place: int, chain: Chain) -> str:
     """A job in one line: what, how many, how long, on what."""
+    job = chain.jobs[place]
+    before = [chain.jobs[one].title for one in job.after] + list(job.waits)
+    waits = f", after {', '.join(dict.fromkeys(before))}" if before else ""
+    return f"{job.title:<18} {asked_line(job)}{waits}"
+
+
+def asked_line(job: Job) -> str:
+    """What a job asks for in few words."""
     ask = job.resources
     count = f"{job.n_elements:,} × " if job.parts else ""
     tasks = f"{ask.nodes} node{'s' * (ask.nodes > 1)} × {ask.tasks_per_node} task{'s' * (ask.tasks_per_node > 1)}"
     gpus = f", {ask.gpus_per_node} GPU" if ask.gpus_per_node else ""
-    before = [chain.jobs[one].title for one in job.after] + list(job.waits)
-    waits = f", after {', '.join(dict.fromkeys(before))}" if before else ""
-    return f"{job.title:<18} {count}{tasks}, {ask.mem_gb} GB{gpus}, {ask.time_minutes} min{waits}"
+    return f"{count}{tasks}, {ask.mem_gb} GB{gpus}, {ask.time_minutes} min"
 
 
 def dry_run(study: Study, wanted: Sequence[str], site: Site, kind: str, say: Say) -> Chain:
@@ -174,8 +226,8 @@ def dry_run(study: Study, wanted: Sequence[str], site: Site, kind: str, say: Say
     say(f"site: {site.path or (site.site.name if kind == 'local' else unknown)}")
     for stage in chain.sealed:
         say(f"{stage:<18} sealed: not submitted")
-    for place, job in enumerate(chain.jobs):
-        say(job_line(job, place, chain))
+    for place in range(len(chain.jobs)):
+        say(job_line(place, chain))
     for stage, words in bytes_of(study, [job.stage for job in chain.jobs]).items():
         say(f"{stage:<18} {words}")
     if kind != "slurm":

@@ -17,7 +17,7 @@ import jinja2
 from hpc_cg.errors import ConfigError
 from hpc_cg.files import write_text
 from jobs.asked import STOPPABLE
-from jobs.task import GATHER, WHOLE, Task
+from jobs.task import CAMPAIGN, GATHER, WHOLE, Task
 from launch.resources import Resources
 
 STUDY_ARGUMENT = "$1"
@@ -76,7 +76,7 @@ def sbatch_text(stage: str, resources: Resources, study: str, extras: Extras | N
 
     Raises ConfigError for a stage that does not exist, or a path that no line can hold.
     """
-    if stage not in DEFAULTS:
+    if stage not in (*DEFAULTS, CAMPAIGN):
         raise ConfigError("resources", [f"{stage!r} is not a stage. Known: {', '.join(DEFAULTS)}."])
     extras = extras or Extras()
     job_name = resources.job_name or f"hpc-cg-{stage}"

@@ -55,7 +55,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Failure:
-    """A member that could not be brought to its end, in which stage, what it said, and where it says more."""
+    """A member that could not be brought to its end, in which stage, what it said, and where it says more, or nothing."""
 
     member: str
     stage: str
@@ -72,7 +72,7 @@ def write_campaign_page(campaign: Campaign, studies: Sequence[Study], failures: 
     write_json(campaign.folder / FINDINGS, [_as_json(group) for group in groups])
     page = campaign.folder / PAGE
     missing = [one.path.stem for one in studies if one.state("aggregate") != State.SEALED]
-    failed = {one.member: f"{one.stage}: {one.message} (log: {one.log})" for one in failures}
+    failed = {one.member: f"{one.stage}: {one.message}{f' (log: {one.log})' if one.log else ''}" for one in failures}
     write_page(
         page,
         content(
@@ -80,7 +80,7 @@ def write_campaign_page(campaign: Campaign, studies: Sequence[Study], failures: 
             tuple(axis.name for axis in campaign.axes if axis.name != campaign.config.repeats),
             groups,
             {name: failed.get(name, "not run to its end") for name in missing},
-            {str(campaign.path): {one.path.stem: one.digest for one in studies}},
+            {str(campaign.path): {one.path.stem: one.digest for one in studies if one.path.exists()}},
         ),
     )
     return page

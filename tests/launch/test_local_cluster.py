@@ -57,7 +57,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def test_the_chain_of_this_machine_ends_with_the_products_of_one_command(plain: Study, tmp_path: Path) -> None:
     shutil.copytree(plain.root / "archive", tmp_path / "archive")
     study = read_study(write_study(tmp_path, archive=False))
-    jobs = submit(study, STAGES, SITE, LocalCluster(study.run_folder, 2), quiet)
+    jobs = submit(study, STAGES, SITE, LocalCluster(study.run_folder, n_cores=2), quiet)
     assert [job.stage for job in jobs] == ["prepare", "kernel", "train", "simulate", "simulate", "aggregate", "report"]
     wait_for_end(study)
     for stage in STAGES:
@@ -67,7 +67,7 @@ def test_the_chain_of_this_machine_ends_with_the_products_of_one_command(plain: 
         assert seal is not None and other is not None and seal.content == other.content
     summary, other_summary = (read_seal(one.folder("aggregate")).summary for one in (study, plain))  # type: ignore[union-attr]
     assert summary == other_summary
-    assert submit(study, STAGES, SITE, LocalCluster(study.run_folder, 2), quiet) == ()
+    assert submit(study, STAGES, SITE, LocalCluster(study.run_folder, n_cores=2), quiet) == ()
 
 
 def queued(folder: Path, *jobs: dict[str, Any]) -> Runner:
@@ -151,7 +151,7 @@ def test_what_a_dead_runner_left_has_failed_and_its_processes_end_before_more_is
     assert first.state == second.state == FAILED and "runner" in first.reason
     for path in (study.run_folder, study.run_folder / "jobs"):
         path.chmod(0o700)
-    submit(study, ("prepare",), SITE, LocalCluster(study.run_folder, 2), quiet)
+    submit(study, ("prepare",), SITE, LocalCluster(study.run_folder, n_cores=2), quiet)
     assert orphan.wait(timeout=30) == -signal.SIGKILL
     wait_for_end(study)
     assert states(study.run_folder) == {"L1": FAILED, "L2": FAILED, "L3": DONE}

@@ -187,7 +187,9 @@ def test_what_was_submitted_before_a_refusal_is_kept_and_told(study: Study, fake
     said: list[str] = []
     with pytest.raises(SchedulerFailed, match="sbatch: error: no"):
         submit(study, STAGES, Site(), SlurmCluster(study.run_folder, accounting=False), said.append)
-    assert said[-1] == "submitted before that: prepare 1, kernel 2; they stay in the queue"
+    assert (
+        said[-1] == "submitted before that: prepare 1, kernel 2; they stay in the queue, and submitting again goes on"
+    )
     (one,) = ledger.submissions(study.run_folder)
     assert [(job.id, job.stage, job.after) for job in one.jobs] == [("1", "prepare", ()), ("2", "kernel", ("1",))]
 
