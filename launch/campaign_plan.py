@@ -9,10 +9,11 @@ Nothing here asks a scheduler or writes a file.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpc_cg.campaign.members import Campaign
+from hpc_cg.errors import QueueFull
 from hpc_cg.stages.product import State
 from hpc_cg.stages.study import Study
 from jobs.task import CAMPAIGN, WHOLE
@@ -83,69 +84,99 @@ def plan_campaign(
     at_once     members that may be worked on at the same time; 0 for all
     page_live   numbers of the jobs in the queue that write the page
     page_due    whether the page has to be written even where nothing else is to be done
-    Members for which site.max_submit_jobs leaves no room are left out, the last first. Raises ConfigError of the site's
-    limits, also where not even an array of one member has room.
+    Members for which site.max_submit_jobs leaves no room are left out, the last first. Raises ConfigError of what goes
+    beyond a partition.
     """
     limit = site.site.max_submit_jobs
-    room = limit - n_live - 1 if limit else None  # one is for the page
-    in_queue = _in_queue(members)
+    planner = _Planner(site, n_live + 1, limit - n_live - 1 if limit else None, _in_queue(members))  # one is the page
     why = {study.folder(stage): f"{stage}: {words}" for study, one in members for stage, words in one.held.items()}
-    held: dict[str, str] = {}
-    steps: list[Step] = []
-    makers: dict[Path, int] = {}
     ends: list[tuple[int | str, ...]] = []
-    sealed: list[str] = []
-    queued: list[str] = []
-    left: list[str] = []
+    names: dict[str, list[str]] = {"sealed": [], "queued": [], "left": []}
+    held: dict[str, str] = {}
     for study, situation in members:
-        name, first = study.path.stem, len(steps)
-        reasons = [why[place] for stage in study.stages if (place := study.folder(stage)) in why]
-        if reasons:
-            held[name] = reasons[0]
-            ends += [situation.live] if situation.live else []
-            continue
-        chain = chain_of(
-            study,
-            study.stages,
-            site,
-            {stage: in_queue[place] for stage in study.stages if (place := study.folder(stage)) in in_queue},
-            situation.lessons,
-            n_live + 1,
-            situation.states,
-            [step.job for step in steps],
-            {stage: makers[place] for stage in study.stages if (place := study.folder(stage)) in makers},
-        )
-        if not chain.jobs:
-            (queued if situation.live else sealed).append(name)
-        n_jobs = sum(step.job.n_elements for step in steps) + sum(job.n_elements for job in chain.jobs)
-        if chain.jobs and (left or (room is not None and n_jobs > room)):
-            left.append(name)
-            chain = replace(chain, jobs=())
-        behind = ends[-at_once] if at_once and len(ends) >= at_once and not situation.live else ()
-        for number, job in enumerate(chain.jobs, first):
-            begins = not any(before >= first for before in job.after)
-            steps.append(Step(study, replace(job, however=behind) if begins else job))
-            if not job.parts:
-                makers[study.folder(job.stage)] = number
-        if chain.jobs or situation.live:
-            ends.append((*_ends(chain.jobs, first), *situation.live))
-    if steps or (not page_live and (queued or page_due)):
+        name, reason = study.path.stem, next((why[place] for place in _places(study).values() if place in why), "")
+        jobs: tuple[Job, ...] | None = () if reason else planner.jobs_of(study, situation)
+        if reason:
+            held[name] = reason
+        elif jobs is None or (jobs and names["left"]):
+            names["left"].append(name)
+        elif not jobs:
+            names["queued" if situation.live else "sealed"].append(name)
+        jobs = () if jobs is None or names["left"] else jobs
+        waits = ends[-at_once] if at_once and len(ends) >= at_once and not situation.live else ()
+        last = planner.add(study, jobs, waits)
+        if jobs or situation.live:
+            ends.append((*last, *situation.live))
+    steps = planner.steps
+    if steps or not (page_live or names["left"] or not (names["queued"] or page_due)):
         before = tuple(one for end in ends for one in end) + page_live
         steps.append(Step(campaign, Job(CAMPAIGN, WHOLE, (), site.resources(CAMPAIGN), (), however=before)))
-    return CampaignPlan(tuple(steps), tuple(sealed), tuple(queued), tuple(left), held)
+    sealed, queued, left = map(tuple, names.values())
+    return CampaignPlan(tuple(steps), sealed, queued, left, held)
+
+
+@dataclass
+class _Planner:
+    """The jobs of the members so far.
+
+    n_live     jobs in the queue, and room for how many more there is: None for any number
+    in_queue   numbers of the jobs in the queue that seal a product, by its folder
+    makers     places of the steps that do
+    """
+
+    site: Site
+    n_live: int
+    room: int | None
+    in_queue: Mapping[Path, tuple[str, ...]]
+    steps: list[Step] = field(default_factory=list)
+    makers: dict[Path, int] = field(default_factory=dict)
+
+    def jobs_of(self, study: Study, situation: Situation) -> tuple[Job, ...] | None:
+        """The chain of a member; None where there is no room for it."""
+        places = _places(study)
+        try:
+            chain = chain_of(
+                study,
+                study.stages,
+                self.site,
+                {stage: self.in_queue[place] for stage, place in places.items() if place in self.in_queue},
+                situation.lessons,
+                self.n_live,
+                situation.states,
+                [step.job for step in self.steps],
+                {stage: self.makers[place] for stage, place in places.items() if place in self.makers},
+            )
+        except QueueFull:
+            return None
+        n_jobs = sum(job.n_elements for job in (*(step.job for step in self.steps), *chain.jobs))
+        return chain.jobs if self.room is None or not chain.jobs or n_jobs <= self.room else None
+
+    def add(self, study: Study, jobs: Sequence[Job], waits: tuple[int | str, ...]) -> tuple[int, ...]:
+        """Add a chain whose first jobs wait for others, however these end; the places of those of it that end last.
+
+        These are its last one, and arrays: their elements go on when what waited for them has been removed, as one of
+        them failed.
+        """
+        first, last = len(self.steps), []
+        for place, job in enumerate(jobs, first):
+            begins = not any(before >= first for before in job.after)
+            self.steps.append(Step(study, replace(job, however=waits) if begins else job))
+            if not job.parts:
+                self.makers[study.folder(job.stage)] = place
+            if job.parts or place == first + len(jobs) - 1:
+                last.append(place)
+        return tuple(last)
+
+
+def _places(study: Study) -> dict[str, Path]:
+    return {stage: study.folder(stage) for stage in study.stages}
 
 
 def _in_queue(members: Sequence[tuple[Study, Situation]]) -> dict[Path, tuple[str, ...]]:
-    """The jobs in the queue that seal a product, by its folder, whichever member's they are."""
+    """Numbers of the jobs in the queue that seal a product, by its folder, whichever member's they are."""
     found: dict[Path, tuple[str, ...]] = {}
     for study, situation in members:
         for stage, numbers in situation.queued.items():
             place = study.folder(stage)
             found[place] = tuple(dict.fromkeys([*found.get(place, ()), *numbers]))
     return found
-
-
-def _ends(jobs: Sequence[Job], first: int) -> tuple[int, ...]:
-    """The places of the jobs that are the last to end: that of the chain, and arrays, whose elements all have their own
-    end while what waited for them is removed at the first that fails."""
-    return tuple(place for place, job in enumerate(jobs, first) if job.parts or place == first + len(jobs) - 1)

@@ -26,8 +26,9 @@ from launch.slurm import Queued
 from launch.status import STYLE, Line, doing, survey, with_jobs, wrapped
 from launch.words import near
 
-WORDS = ("sealed", "runs", "waits", "failed", "to do")
-COLOURS = {"sealed": "green", "runs": "cyan", "waits": "yellow", "failed": "red", "to do": "dim"}
+WORDS = ("sealed", "running", "waiting", "failed", "to do")
+COLOURS = {"sealed": "green", "running": "cyan", "waiting": "yellow", "failed": "red", "to do": "dim"}
+WAITS = "waits for the members"
 NAMED, TOLD = 3, 12
 """How many members a sentence names, and how many sentences tell of failures."""
 
@@ -38,7 +39,8 @@ class MemberState:
 
     word    one of WORDS
     stage   the first that is not sealed, where the member is not at its end
-    why     of one that failed: its job, and what that said
+    why     of one that failed: what its job said, or why its folder cannot be read
+    job     of one that failed: that job
     live    its own jobs in the queue
     """
 
@@ -47,7 +49,13 @@ class MemberState:
     word: str
     stage: str
     why: str
+    job: str
     live: tuple[Queued, ...]
+
+    @property
+    def told_as(self) -> str:
+        """Its name, with the job that failed."""
+        return f"{self.name} (job {self.job})" if self.job else self.name
 
 
 @dataclass(frozen=True)
@@ -149,22 +157,22 @@ def member_states(
     for member, study, own in zip(campaign.members, studies, lines, strict=True):
         live = tuple(row for line in own for row in line.live)
         first = next((line for line in own if line.state != State.SEALED), None)
-        word, why = "to do", ""
+        word, why, job = "to do", "", ""
         if first is None:
             word = "sealed"
         elif live:
-            word = "runs" if any(row.state != "PENDING" for row in live) else "waits"
+            word = "running" if any(row.state != "PENDING" for row in live) else "waiting"
         elif first.state is None:
             word, why = "failed", f"{UNREADABLE}{first.text}"
         else:
             sharing = by_folder[study.folder(first.stage)]
             end = next((end for line in sharing for end in line.ends), None)
             if len(sharing) == 1 and owner(study.folder(first.stage)) is not None:
-                word = "runs"
+                word = "running"
             elif end is not None and not any(line.live for line in sharing):
-                word, why = "failed", f"job {end.label}: {end.why}"
+                word, why, job = "failed", end.why, end.label
         stage = "" if first is None else first.stage
-        found.append(MemberState(study.path.stem, campaign.group(member), word, stage, why, live))
+        found.append(MemberState(study.path.stem, campaign.group(member), word, stage, why, job, live))
     return tuple(found)
 
 
@@ -205,8 +213,10 @@ def campaign_lines(told: CampaignReport, width: int) -> list[str]:
         found += [f"{head} {plain(first)}", *(f"{'':<22}{plain(part)}" for part in rest)]
     live = [row for member in told.members for row in member.live]
     if live:
-        found += [plain(part) for part in wrapped(f"{len(live)} jobs: {', '.join(_live(live))}", width)]
-    found += [plain(part) for part in wrapped("; ".join([f"page: {told.page}", *_live(told.writers)]), width)]
+        jobs = f"{len(live):,} job{'s' * (len(live) > 1)}: {', '.join(_live(live))}"
+        found += [plain(part) for part in wrapped(jobs, width)]
+    writers = [f"job {row.label} {WAITS if row.reason == 'Dependency' else doing(row)}" for row in told.writers]
+    found += [plain(part) for part in wrapped("; ".join([f"page: {told.page}", *writers]), width)]
     for sentence in [*_failures(told.members), *(f"page: job {end.label}: {end.why}" for end in told.ends)]:
         found += [f"[red]{plain(part)}[/]" for part in wrapped(sentence, width)]
     return found + [f"[yellow]{plain(part)}[/]" for sentence in told.unknown for part in wrapped(sentence, width)]
@@ -215,7 +225,7 @@ def campaign_lines(told: CampaignReport, width: int) -> list[str]:
 def _live(rows: Sequence[Queued]) -> list[str]:
     """Jobs in the queue, counted by what they do."""
     counts = Counter("run" if row.state != "PENDING" else doing(row) for row in rows)
-    return [f"{count:,} {word}" for word, count in counts.items()]
+    return [f"{count:,} {word.replace('waits', 'wait', 1) if count > 1 else word}" for word, count in counts.items()]
 
 
 def _table(told: CampaignReport) -> list[str]:
@@ -225,10 +235,10 @@ def _table(told: CampaignReport) -> list[str]:
         groups.setdefault(member.group, Counter())[member.word] += 1
     widths = [max(map(len, column)) for column in zip(told.axes, *groups, strict=True)]
     label = "  ".join(f"{name:<{width}}" for name, width in zip(told.axes, widths, strict=True))
-    rows = [f"[dim]{plain(label)}  {'  '.join(f'{word:>6}' for word in WORDS)}[/]"]
+    rows = [f"[dim]{plain(label)}  {'  '.join(f'{word:>7}' for word in WORDS)}[/]"]
     for group, counts in groups.items():
         label = "  ".join(f"{name:<{width}}" for name, width in zip(group, widths, strict=True))
-        cells = (f"[{COLOURS[word]}]{counts[word]:>6}[/]" if counts[word] else f"{'·':>6}" for word in WORDS)
+        cells = (f"[{COLOURS[word]}]{counts[word]:>7}[/]" if counts[word] else f"{'·':>7}" for word in WORDS)
         rows.append(f"{plain(label)}  {'  '.join(cells)}")
     return rows
 
@@ -238,11 +248,11 @@ def _failures(members: Sequence[MemberState]) -> list[str]:
     said: dict[tuple[str, str], list[str]] = {}
     for member in members:
         if member.word == "failed":
-            said.setdefault((member.stage, member.why), []).append(member.name)
+            said.setdefault((member.stage, member.why), []).append(member.told_as)
     found = []
     for (stage, why), names in list(said.items())[:TOLD]:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        found.append(f"{', '.join(names[:NAMED])}{more}: {stage}, {why}")
+        found.append(f"{stage} of {', '.join(names[:NAMED])}{more}: {why}")
     if len(said) > TOLD:
         found.append(f"{len(said) - TOLD} more failures: --json tells all")
     return found
@@ -258,6 +268,7 @@ def campaign_json(told: CampaignReport) -> dict[str, Any]:
                 "state": member.word,
                 "stage": member.stage,
                 "why": member.why,
+                "failed": member.job,
                 "jobs": [row.label for row in member.live],
             }
             for member in told.members

@@ -49,7 +49,7 @@ def submit_campaign(campaign: Campaign, site: Site, cluster: Cluster, say: Say, 
         )
         for name, why in plan.held.items():
             say(f"{name}: not submitted. {why}")
-        if not plan.steps and plan.queued:
+        if not (plan.steps or plan.left) and plan.queued:
             numbers = {number for _, situation in members for number in situation.live}
             raise AlreadySubmitted(
                 f"submitting {campaign.path.name}",
@@ -67,7 +67,7 @@ def submit_campaign(campaign: Campaign, site: Site, cluster: Cluster, say: Say, 
 def _no_room(campaign: Campaign, plan: CampaignPlan, site: Site, cluster: Cluster) -> QueueFull:
     members = len({step.owner.path for step in plan.steps} - {campaign.path})
     done = (
-        f"{plan.n_jobs} jobs of {members} members and the page were submitted" if plan.steps else "none was submitted"
+        f"{plan.n_jobs} jobs were submitted, of {members} members and the page" if plan.steps else "none was submitted"
     )
     return QueueFull(
         f"submitting {campaign.path.name}",
@@ -103,7 +103,7 @@ def _situations(
         queued, held = sealing(live), {}
         if left := left_over(live):
             held[stage_of(left[0])] = (
-                f"elements of an array are in the queue, others of which failed ({live_labels(left)}): "
+                f"elements of an array are in the queue, but no job that gathers them ({live_labels(left)}): "
                 "submit again when they have ended"
             )
         lessons: dict[tuple[str, str], Lesson] = {}
@@ -181,7 +181,7 @@ def dry_run_campaign(campaign: Campaign, site: Site, kind: str, say: Say, at_onc
     for title, some in jobs.items():
         hours = sum(step.job.resources.node_hours * step.job.n_elements for step in some)
         asked = " or ".join(dict.fromkeys(asked_line(step.job) for step in some))
-        say(f"{title:<18} {len(some):>4} × ({asked}), at most {hours:,.1f} node-hours")
+        say(f"{title:<18} {len(some):>4} × ({asked})" + (f", at most {hours:,.1f} node-hours" * (kind == "slurm")))
     if plan.left:
         limit = site.site.max_submit_jobs
         say(f"site.max_submit_jobs = {limit}: {len(plan.left)} members are left for when you submit again")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import pairwise
 
-from hpc_cg.errors import ConfigError, NotSealed
+from hpc_cg.errors import NotSealed, QueueFull
 from hpc_cg.stages.product import State, may_continue
 from hpc_cg.stages.study import Study
 from jobs.task import CAMPAIGN, GATHER, WHOLE, Task, compress
@@ -178,12 +178,10 @@ class _Planner:
             return n_parts
         free = self.budget - len(self.study.stages) - 1 - sum(job.n_elements for job in self.own if job.parts)
         if n_parts and free < 1:
-            raise ConfigError(
-                self.site.file,
-                [
-                    f"site.max_submit_jobs = {self.site.site.max_submit_jobs} leaves no room for an array beside "
-                    "what is queued. Wait for that, or raise it."
-                ],
+            raise QueueFull(
+                "submitting an array",
+                f"site.max_submit_jobs = {self.site.site.max_submit_jobs}, which leaves no room beside what is queued",
+                f"wait for that, or raise the limit in {self.site.file}",
             )
         return min(n_parts, free)
 
@@ -218,7 +216,8 @@ def chain_of(
     states    of the study's stages, where they are known already
     before    jobs of other studies that are submitted before these: places count from the first of them
     coming    the place of the job among them that seals a stage of this study, too
-    Raises NotSealed where a wanted stage reads one that is neither there nor coming, ConfigError of the site's limits.
+    Raises NotSealed where a wanted stage reads one that is neither there nor coming, QueueFull where there is no room
+    for an array, ConfigError of what goes beyond a partition.
     """
     states, queued, coming = states or study.states(), queued or {}, coming or {}
     limit = site.site.max_submit_jobs

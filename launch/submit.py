@@ -35,7 +35,7 @@ def submit(study: Study, wanted: Sequence[str], site: Site, cluster: Cluster, sa
     """Submit what is missing of the wanted stages; the jobs that were submitted, none where all is sealed.
 
     Raises AlreadySubmitted, with the numbers, where all that is missing is in the queue; SchedulerFailed, with what was
-    submitted before; UnsafeFolder; ConfigError of the site's limits; NotSealed.
+    submitted before; QueueFull; UnsafeFolder; ConfigError of the site's limits; NotSealed.
     """
     run_folder = study.run_folder
     with ledger.submitting(run_folder):

@@ -86,6 +86,31 @@ def write_study(folder: Path, archive: bool = True, **changes: dict[str, Any]) -
     return path
 
 
+LABELS = """
+[[axes]]
+name = "labels"
+values = [
+  { label = "forces", kernel.kind = "none" },
+  { label = "noise", kernel.kind = "noise", kernel.sigma_nm = 0.003 },
+]
+"""
+SEEDS = """
+[[axes]]
+name = "repeat"
+values = [{ label = "1", train.seed = 1 }, { label = "2", train.seed = 2, train.steps = 3 }]
+"""
+HEAD = '[campaign]\nname = "toy"\nrepeats = "repeat"\n'
+
+
+def write_campaign(folder: Path, axes: str = LABELS + SEEDS, head: str = HEAD) -> Path:
+    """A campaign of four members on the toy archive, which is not written."""
+    tables = {name: dict(table) for name, table in TABLES.items() if name != "kernel"}
+    del tables["study"]["name"]
+    path = folder / "campaign.toml"
+    path.write_text(head + axes + "\n".join(_table(name, table) for name, table in tables.items()), encoding="utf-8")
+    return path
+
+
 def _table(name: str, table: dict[str, Any]) -> str:
     def value(x: Any) -> str:
         if isinstance(x, bool):

@@ -55,7 +55,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Failure:
-    """A member that could not be brought to its end, in which stage, what it said, and where it says more, or nothing."""
+    """A member that could not be brought to its end: the stage, what it said, and the log, if there is one."""
 
     member: str
     stage: str

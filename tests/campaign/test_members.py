@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy import TABLES, _table, write_archive
+from toy import HEAD, LABELS, TABLES, write_archive, write_campaign
 
 from hpc_cg.campaign.members import as_toml, lay_out, read_campaign, shared_stages
 from hpc_cg.errors import ConfigError
@@ -19,29 +19,6 @@ from hpc_cg.stages.claims import owner
 from hpc_cg.stages.product import State
 from hpc_cg.stages.progress import read_progress
 from hpc_cg.stages.train import TrainConfig
-
-LABELS = """
-[[axes]]
-name = "labels"
-values = [
-  { label = "forces", kernel.kind = "none" },
-  { label = "noise", kernel.kind = "noise", kernel.sigma_nm = 0.003 },
-]
-"""
-SEEDS = """
-[[axes]]
-name = "repeat"
-values = [{ label = "1", train.seed = 1 }, { label = "2", train.seed = 2, train.steps = 3 }]
-"""
-HEAD = '[campaign]\nname = "toy"\nrepeats = "repeat"\n'
-
-
-def write_campaign(folder: Path, axes: str = LABELS + SEEDS, head: str = HEAD) -> Path:
-    tables = {name: dict(table) for name, table in TABLES.items() if name != "kernel"}
-    del tables["study"]["name"]
-    path = folder / "campaign.toml"
-    path.write_text(head + axes + "\n".join(_table(name, table) for name, table in tables.items()), encoding="utf-8")
-    return path
 
 
 def test_every_combination_is_a_member_with_the_settings_of_its_values(tmp_path: Path) -> None:

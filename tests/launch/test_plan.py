@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from toy import write_study
 
-from hpc_cg.errors import AlreadySubmitted, ConfigError, NotSealed
+from hpc_cg.errors import AlreadySubmitted, NotSealed, QueueFull
 from hpc_cg.stages.study import Study, read_study
 from jobs.run import run_part, run_stage
 from jobs.task import Task
@@ -99,7 +99,7 @@ def test_items_share_jobs_where_a_user_may_not_have_so_many(tmp_path: Path) -> N
     assert sum(job.n_elements for job in chain.jobs) <= 100
     parts = [part for job in chain.jobs for part in job.parts]
     assert sum(len(Task("s", "simulate", part).items(2500)) for part in parts) == 2500
-    with pytest.raises(ConfigError, match="leaves no room"):
+    with pytest.raises(QueueFull, match="leaves no room"):
         chain_of(many, STAGES, Site(SiteConfig(max_submit_jobs=7)))
 
 
