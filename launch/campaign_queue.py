@@ -73,7 +73,9 @@ def queues_of(
     for kind in kinds:
         groups: dict[Path | None, list[Path]] = {}
         for folder in folders:
-            groups.setdefault(queue_folder(folder) if kind == "local" else None, []).append(folder)
+            place = queue_folder(folder) if kind == "local" else None
+            if folder == campaign.run_folder or place is None or place.is_dir():
+                groups.setdefault(place, []).append(folder)
         found += [cluster_of(kind, *group, accounting=accounting) for group in groups.values()]
     return tuple(found)
 
