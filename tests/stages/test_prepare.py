@@ -136,12 +136,14 @@ def test_too_many_bad_frames_end_the_stage_and_with_a_larger_budget_it_is_sealed
     assert made and {path: path.stat().st_mtime_ns for path in made} == made
 
 
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+def test_a_truncated_file_is_named_and_left_out_with_a_larger_budget(tmp_path: Path) -> None:
     study = read_study(write_study(tmp_path))
     path = tmp_path / "archive" / "run2_coordinates.npy"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(errors.TooManyFailures, match="run2_coordinates"):
         run_stage(study, "prepare")
+    study = read_study(write_study(tmp_path, archive=False, prepare={"file_budget": 0.4}))
+    assert run_stage(study, "prepare") == 0 and not (study.run_folder / "superseded").exists()
 
 
 def test_a_missing_archive_is_named(tmp_path: Path) -> None:
