@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from hpc_cg.beads import BeadSystem
-    from hpc_cg.forcefield.coordinates import PriorParameters
+    from hpc_cg.forcefield.fitting import PriorParameters
     from hpc_cg.learning.distributed import World
     from hpc_cg.learning.feed import Feed
     from hpc_cg.learning.mixture import Member
