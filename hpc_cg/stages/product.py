@@ -164,7 +164,8 @@ def join(
     """
     intent = {"fingerprint": fingerprint, "inputs": inputs}
     with explain_write_errors(folder):
-        if not may_continue(folder, fingerprint, inputs):
+        # whoever makes it ready says what it is meant for, and holds it a moment longer
+        if not may_continue(folder, fingerprint, inputs) or _beginning_of(folder).exists():
             with _beginning(folder, gone):
                 folder.mkdir(exist_ok=True)
                 if not _is_meant_for(folder, intent):
@@ -176,17 +177,22 @@ def join(
         claim_folder(folder, gone, part)
 
 
+def _beginning_of(folder: Path) -> Path:
+    """The claim of whoever makes a folder ready: beside it, since the folder itself may be moved aside."""
+    return folder.parent / f".{folder.name}.BEGINNING"
+
+
 @contextmanager
 def _beginning(folder: Path, gone: Gone | None) -> Iterator[None]:
-    """The right to make a stage's folder ready: a claim beside it, since the folder itself may be moved aside.
+    """The right to make a stage's folder ready.
 
     It is held for moments, so others wait; whether its holder is gone is asked only of one who holds it long.
     """
     make_run_folder(folder.parent)
-    name, began = f".{folder.name}.BEGINNING", time.monotonic()
+    path, began = _beginning_of(folder), time.monotonic()
     while True:
         try:
-            claim(folder.parent, name, gone if time.monotonic() - began > ASK_AFTER_S else None)
+            claim(path.parent, path.name, gone if time.monotonic() - began > ASK_AFTER_S else None)
             break
         except FolderBusy:
             if time.monotonic() - began > BEGIN_PATIENCE_S:
@@ -195,7 +201,7 @@ def _beginning(folder: Path, gone: Gone | None) -> Iterator[None]:
     try:
         yield
     finally:
-        release_claim(folder.parent / name)
+        release_claim(path)
 
 
 def make_run_folder(run_folder: Path) -> None:

@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,30 @@ def test_many_that_begin_at_once_make_the_folder_ready_once(study: Study) -> Non
         thread.join()
     assert not faults and len(made) == 1
     assert len(claims.owners(study.folder("kernel"))) == 6
+
+
+def test_a_part_waits_for_whoever_has_made_the_folder_ready_and_is_just_letting_go_of_it(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = study.folder("simulate"), (study.fingerprint("simulate"), study.intent("simulate"))
+    ready, go_on = threading.Event(), threading.Event()
+
+    def release_late(folder: Path, part: str = "") -> None:
+        ready.set()
+        assert go_on.wait(60)
+        claims.release(folder, part)
+
+    monkeypatch.setattr(product, "release", release_late)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(product.join, folder, *asked, "0")
+        assert ready.wait(60)
+        second = pool.submit(product.join, folder, *asked, "1")
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.5)
+        go_on.set()
+        first.result(timeout=60)
+        second.result(timeout=60)
+    assert sorted(path.name for path in folder.glob("RUNNING*")) == ["RUNNING-0", "RUNNING-1"]
 
 
 def test_who_holds_the_folder_excludes_parts_and_the_other_way_round(study: Study) -> None:
