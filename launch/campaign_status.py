@@ -38,7 +38,7 @@ class MemberState:
     """How a member stands.
 
     word    one of WORDS
-    stage   the first that is not sealed, where the member is not at its end
+    stage   the first that is not sealed, or that cannot be read, where the member is not at its end
     why     of one that failed: what its job said, or why its folder cannot be read
     job     of one that failed: that job
     live    its own jobs in the queue
@@ -92,12 +92,8 @@ class CampaignReport:
 
     @property
     def unreadable(self) -> bool:
-        return any(one.line.state is None for one in self.shared) or any(
-            member.word == "failed" and member.why.startswith(UNREADABLE) for member in self.members
-        )
-
-
-UNREADABLE = "unreadable: "
+        """Whether there is a folder that cannot be read: a failure without a job."""
+        return any(member.word == "failed" and not member.job for member in self.members)
 
 
 def campaign_report(campaign: Campaign, site: Site) -> CampaignReport:
@@ -127,11 +123,9 @@ def campaign_report(campaign: Campaign, site: Site) -> CampaignReport:
         n_lost += bool(report.unknown)
     if n_lost:
         unknown.append(f"how some jobs of {n_lost} members ended is not known: no accounts are kept, or do not answer")
-    rows_of_page = {row.label: row for _, rows, _ in glances for row in of_folder(rows, campaign.run_folder)}
-    for _, _, accounts in glances:
-        rows_of_page = {**(accounts or {}), **rows_of_page}
-    writers = tuple(row for row in rows_of_page.values() if row.active)
+    in_queue = {row.label: row for _, rows, _ in glances for row in of_folder(rows, campaign.run_folder)}
     newest = history.latest(of_page, CAMPAIGN)
+    rows_of_page = {label: row for _, _, accounts in glances for label, row in (accounts or {}).items()} | in_queue
     ends = history.ends(campaign.run_folder, newest, rows_of_page, Outcomes(campaign.run_folder)) if glances else ()
     return CampaignReport(
         campaign.name,
@@ -139,7 +133,7 @@ def campaign_report(campaign: Campaign, site: Site) -> CampaignReport:
         member_states(campaign, studies, told),
         _shared(studies, told),
         _page(campaign),
-        writers,
+        tuple(row for row in in_queue.values() if row.active),
         tuple(end for end in ends if end.cause not in ("", history.UNKNOWN)),
         tuple(unknown),
     )
@@ -156,14 +150,15 @@ def member_states(
     found = []
     for member, study, own in zip(campaign.members, studies, lines, strict=True):
         live = tuple(row for line in own for row in line.live)
-        first = next((line for line in own if line.state != State.SEALED), None)
+        broken = next((line for line in own if line.state is None), None)
+        first = broken or next((line for line in own if line.state != State.SEALED), None)
         word, why, job = "to do", "", ""
         if first is None:
             word = "sealed"
+        elif broken is not None:
+            word, why = "failed", broken.text
         elif live:
             word = "running" if any(row.state != "PENDING" for row in live) else "waiting"
-        elif first.state is None:
-            word, why = "failed", f"{UNREADABLE}{first.text}"
         else:
             sharing = by_folder[study.folder(first.stage)]
             end = next((end for line in sharing for end in line.ends), None)

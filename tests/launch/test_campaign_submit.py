@@ -247,3 +247,10 @@ def test_a_member_submitted_alone_is_in_no_ones_way(campaign: Campaign, fakes: P
     assert found["1"][:3] == ("noise_2", "prepare", "whole")
     assert [row for row in found.values() if row[1] == "prepare"] == [("noise_2", "prepare", "whole")]
     assert found["2"] == ("forces_1", "kernel", "whole", "1")
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_hides_no_other(campaign: Campaign) -> None:
+    study = lay_out(campaign)[1]
+    (study.folder("train") / "SEALED").mkdir(parents=True)
+    told = hpc_cg("status", "campaign", campaign.path)
+    assert told.returncode == 1 and "4 members: 1 failed, 3 to do" in told.stdout, told.stdout
