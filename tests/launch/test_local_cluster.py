@@ -17,6 +17,7 @@ from hpc_cg.stages import claims
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study, read_study
 from jobs.run import run_stage
+from launch.cluster import mark_of
 from launch.local_cluster import CANCELLED, DONE, FAILED, LocalCluster, LocalJob, Runner, read_jobs, read_standing
 from launch.site import Site, SiteConfig, StageWishes
 from launch.submit import submit
@@ -84,7 +85,7 @@ def queued(folder: Path, *jobs: dict[str, Any]) -> Runner:
             "cores": 1,
             "after": [],
             "log": str(folder / f"{job['label']}.log"),
-            "comment": "",
+            "comment": f"{mark_of(folder)}:train:whole",
         }
         rows.setdefault(job["label"].partition("_")[0], []).append(plain | job)
     for number, content in rows.items():
