@@ -20,7 +20,7 @@ of it. Fitting matches velocities (eqs. 27-32): with x₁ = y − c, x₀ ~ N(0,
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ class ConditionalFlow(ConditionalDensity):
         }
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any]) -> Self:
+    def from_description(cls, description: Mapping[str, Any]) -> "ConditionalFlow":
         """A flow of that description, with fresh weights."""
         settings = dict(description)
         network = EGNN(settings.pop("bead_types"), EGNNConfig(**settings.pop("network")), seed=0)
@@ -162,7 +162,7 @@ class Refinement:
 
 
 def refinement(flow: ConditionalFlow, condition: Float[Tensor, "frame bead 3"], key: np.random.Generator) -> Refinement:
-    """The change of draws of these conditions, with the same noise and exact scores, on doubling the fixed steps' nodes."""
+    """The change of draws of these conditions on doubling the nodes, with the same noise and exact scores."""
     assert isinstance(flow.config.integrator, FixedSteps)
     exact = ConditionalFlow(flow.velocity, replace(flow.config, divergence="exact"))
     twice = with_nodes(exact, 2 * flow.config.integrator.n_nodes)

@@ -13,7 +13,7 @@ into tiles.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class ConditionalDensity(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def from_description(cls, description: Mapping[str, Any]) -> Self:
+    def from_description(cls, description: Mapping[str, Any]) -> "ConditionalDensity":
         """A density of that description, with fresh weights."""
 
 

@@ -1,4 +1,4 @@
-"""Velocity fields whose flows are known, for tests."""
+"""Velocity fields that tests know all about."""
 
 import numpy as np
 import torch
@@ -7,43 +7,72 @@ from torch import Tensor, nn
 from hpc_cg.kernels.flow import Divergence, Pull, Times
 
 
-class LinearField(nn.Module):
-    """v(t, x) = A(t) (x − centre) + drift, with A acting on beads.
+class GaussianField(nn.Module):
+    """The field that flow matching finds for frames R ~ N(mean, covariance on each axis) with noise of variance s² on them.
 
-    A comes in the form rate(t) = slope of G(t) times G(t)⁻¹, so x(t) − centre = G(t) (x(0) − centre) where there is no
-    drift; G(t) = (1 − t) + t ``last`` is the identity at first.
+    Frames on the way are R + (1 − t) noise, so v = −(1 − t) s² C(t)⁻¹ (x − mean) with C(t) = covariance + (1 − t)² s²,
+    and the flow from 0 to 1 is x − mean -> G (x − mean) with G = (covariance / (covariance + s²))^½. ``covariance``
+    leaves out the centre: it has one eigenvalue of zero.
     """
 
-    def __init__(self, last: np.ndarray, centre: np.ndarray):
+    def __init__(self, covariance: np.ndarray, mean: np.ndarray, noise_variance: float):
         super().__init__()
-        self.last, self.centre = torch.from_numpy(last), torch.from_numpy(centre)
+        values, vectors = np.linalg.eigh(covariance)
+        self.values, self.vectors = torch.from_numpy(values.clip(0)), torch.from_numpy(vectors)
+        self.moving = self.values > 1e-9 * values.max()
+        self.mean, self.noise = torch.from_numpy(mean), noise_variance
+
+    def of_spectrum(self, numbers: Tensor) -> Tensor:
+        """The matrix (bead bead) with these eigenvalues, none for the centre."""
+        return self.vectors @ torch.diag_embed(numbers * self.moving) @ self.vectors.T
+
+    @property
+    def flow_map(self) -> Tensor:
+        return self.of_spectrum((self.values / (self.values + self.noise)).sqrt())
 
     def rate(self, time: Times) -> Tensor:
-        """A(t) of shape (frame or 1, bead, bead)."""
-        t = torch.as_tensor(time, dtype=torch.float64).reshape(-1, 1, 1)
-        one = torch.eye(len(self.last), dtype=torch.float64)
-        return (self.last - one) @ torch.linalg.inv((1 - t) * one + t * self.last)
+        """A(t) of v = A (x − mean), for each frame or for all."""
+        rest = 1 - torch.as_tensor(time, dtype=torch.float64).reshape(-1, 1)
+        return self.of_spectrum(-rest * self.noise / (self.values + rest**2 * self.noise))
 
     def forward(self, time: Times, positions: Tensor) -> Tensor:
-        return self.rate(time) @ (positions - self.centre)
+        return self.rate(time) @ (positions - self.mean)
 
     def pull(self, time: Times, positions: Tensor, covectors: Tensor) -> Pull:
         return Pull(self(time, positions), self.rate(time).mT @ covectors)
 
     def divergence(self, time: Times, positions: Tensor, probes: Tensor) -> Divergence:
         value = (probes * (self.rate(time) @ probes)).sum((0, 2, 3))
-        return Divergence(value.expand(len(positions)), torch.zeros_like(positions))
+        return Divergence(value, torch.zeros_like(positions))
 
 
-class RoughField(nn.Module):
-    """A field that no steps follow: it swings thousands of times on the way, faster where x is positive."""
+class SwellingField(nn.Module):
+    """v = (power + 1) t^power x: frames swell by a factor e, wherever they are."""
+
+    def __init__(self, power: int):
+        super().__init__()
+        self.power = power
 
     def forward(self, time: Times, positions: Tensor) -> Tensor:
         t = torch.as_tensor(time, dtype=positions.dtype).reshape(-1, 1, 1)
-        return 50 * torch.sin(1e4 * t * (1 + positions.clamp(0, 1))) + 0 * positions
+        return (self.power + 1) * t**self.power * positions
 
     def pull(self, time: Times, positions: Tensor, covectors: Tensor) -> Pull:
-        return Pull(self(time, positions), 0 * covectors)
+        return Pull(self(time, positions), self(time, covectors))
 
     def divergence(self, time: Times, positions: Tensor, probes: Tensor) -> Divergence:
-        return Divergence(0 * positions[:, 0, 0], 0 * positions)
+        return Divergence((probes * self(time, probes)).sum((0, 2, 3)), torch.zeros_like(positions))
+
+
+class RoughField(nn.Module):
+    """A field that swings hundreds of times on the way, but only for frames whose first number is positive."""
+
+    def forward(self, time: Times, positions: Tensor) -> Tensor:
+        t = torch.as_tensor(time, dtype=positions.dtype).reshape(-1, 1, 1)
+        return torch.sin(2e3 * t) * (positions[:, :1, :1] > 0) * torch.ones_like(positions)
+
+    def pull(self, time: Times, positions: Tensor, covectors: Tensor) -> Pull:
+        return Pull(self(time, positions), torch.zeros_like(covectors))
+
+    def divergence(self, time: Times, positions: Tensor, probes: Tensor) -> Divergence:
+        return Divergence(torch.zeros_like(positions[:, 0, 0]), torch.zeros_like(positions))
