@@ -18,7 +18,7 @@ Every node has random probes of its own, whose errors average out.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Divergence(NamedTuple):
     gradient: Float[Tensor, "frame bead 3"]
 
 
+@runtime_checkable
 class VelocityField(Protocol):
     """v(t, x) on frames; the time is one for all frames, or one for each."""
 
@@ -74,6 +75,7 @@ class Carried:
     failed: Bool[Tensor, "frame"]
 
 
+@runtime_checkable
 class Integrator(Protocol):
     """A way to solve the equations above, with so many independent sets of probes."""
 
