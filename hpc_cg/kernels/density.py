@@ -92,6 +92,6 @@ def centred(positions: Float[Tensor, "*batch bead 3"]) -> Float[Tensor, "*batch 
     return positions - positions.mean(-2, keepdim=True)
 
 
-def finite(*arrays: Float[Tensor, "frame *rest"]) -> Bool[Tensor, "frame"]:
+def finite(*arrays: Float[Tensor, "frame ..."]) -> Bool[Tensor, "frame"]:
     """The frames in which every number of every array is finite."""
     return torch.stack([array.reshape(len(array), -1).isfinite().all(1) for array in arrays]).all(0)
