@@ -18,8 +18,9 @@ class GaussianField(nn.Module):
     def __init__(self, covariance: np.ndarray, mean: np.ndarray, noise_variance: float):
         super().__init__()
         values, vectors = np.linalg.eigh(covariance)
-        self.values, self.vectors = torch.from_numpy(values.clip(0)), torch.from_numpy(vectors)
-        self.moving = self.values > 1e-9 * values.max()
+        self.moving = torch.from_numpy(values > 1e-9 * values.max())
+        self.values = torch.from_numpy(values).where(self.moving, 1.0)
+        self.vectors = torch.from_numpy(vectors)
         self.mean, self.noise = torch.from_numpy(mean), noise_variance
 
     def of_spectrum(self, numbers: Tensor) -> Tensor:
@@ -28,6 +29,7 @@ class GaussianField(nn.Module):
 
     @property
     def flow_map(self) -> Tensor:
+        """G."""
         return self.of_spectrum((self.values / (self.values + self.noise)).sqrt())
 
     def rate(self, time: Times) -> Tensor:
