@@ -1,9 +1,9 @@
 """Milliseconds to draw a frame from the published conditional flow and label it with its force, on one core.
 
-The molecule is chignolin, ten beads, with the weights in HPC_CG_DATA. Beside it the same by the published way, written
-here: both ways along the path by dopri5 at a tolerance of 1e-4, the divergence by one backward pass for each of the 3n
-coordinates, the force by the adjoint equation, whose right-hand side takes the divergence again. Its force leaves out
-the gradient of the divergence.
+The molecule is chignolin, ten beads; weights and frames of an all-atom run are those in HPC_CG_DATA. Beside it the same
+by the published way, written here: both ways along the path by dopri5 at a tolerance of 1e-4, the divergence by one
+backward pass for each of the 3n coordinates, the force by the adjoint equation, whose right-hand side takes the
+divergence again. Its force leaves out the gradient of the divergence.
 
 Errors are of positions and scores that start from the same noise, against exact ones with many nodes, over the root
 mean square of the score (positions: of the way). An estimated score has noise, and an error of its mean; that of the
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import h5py
 import mdtraj
 import torch
 from measure import machine, print_table, seconds
@@ -32,11 +33,11 @@ from hpc_cg.randomness import stream
 
 N_BEADS, SIGMA_NM, UNIT_NM = 10, 0.005, 0.1
 TOLERANCE, MOST_STEPS = 1e-4, 1000
-NODES = (1, 2, 3, 4, 6)
-FINE = 16
-N_TIMED = {"hutchinson": 64, "drop": 64, "exact": 16}
+NODES = (1, 2, 3, 4)
+FINE = 12
+N_TIMED = {"hutchinson": 64, "drop": 64, "exact": 8}
 """Frames in a timed call."""
-N_JUDGED, N_PROBES, N_REFERENCE = 8, 150, 4
+N_JUDGED, N_PROBES, N_REFERENCE = 16, 16, 4
 """Frames that errors are taken over, estimates of each for the error of their mean, and frames of the published way."""
 
 Kind = Literal["exact", "hutchinson", "drop"]
@@ -118,6 +119,15 @@ def carried(flow: ConditionalFlow, noised: Tensor, noise: Tensor, place: int = 0
         return flow._carried(noised, noise, stream(place, "probes"))
 
 
+def frames(folder: Path) -> Tensor:
+    """Frames of the α carbons, evenly spread over the run, about their centre."""
+    atoms = mdtraj.load_topology(str(folder / "topology.pdb")).select("name CA")
+    with h5py.File(folder / "340K_1.h5") as file:
+        positions = file["positions"]
+        chosen = positions[:: len(positions) // N_JUDGED][:N_JUDGED, atoms]
+    return centred(torch.from_numpy(chosen.astype("float32")))
+
+
 def rms(array: Tensor) -> float:
     return float(array.double().square().mean().sqrt())
 
@@ -126,7 +136,7 @@ def row(flow: ConditionalFlow, kind: Kind, n_nodes: int, noised: Tensor, noise: 
     """Cost and errors of one way."""
     way = variant(flow, kind, n_nodes)
     timed = noised.repeat(-(-max(N_TIMED.values()) // len(noised)), 1, 1)[: N_TIMED[kind]]
-    ms = 1e3 * seconds(lambda: way.draw(timed, stream(0, "time")), 3, clock=time.process_time) / len(timed)
+    ms = 1e3 * seconds(lambda: way.draw(timed, stream(0, "time")), 2, clock=time.process_time) / len(timed)
     many = N_PROBES if kind == "hutchinson" else 1
     drawn = carried(way, noised.repeat(many, 1, 1), noise.repeat(many, 1, 1))
     assert not drawn.failed.any()
@@ -163,7 +173,7 @@ def draw_figure(path: Path, rows: list[Row], peer: Published, peer_error: float)
         style = "o--" if "noise" in label else "o-"
         axes.loglog([row.ms for row in chosen], [100 * value(row) for row in chosen], style, ms=4, label=label)
     axes.loglog([peer.sample_ms + peer.force_ms], [100 * peer_error], "k*", ms=10, label="published way")
-    axes.set(xlabel="ms per frame, one core", ylabel="% of the score", title="Chignolin: 1, 2, 3, 4 and 6 nodes")
+    axes.set(xlabel="ms per frame, one core", ylabel="% of the score", title="Chignolin: 1, 2, 3 and 4 nodes")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
 
@@ -178,11 +188,8 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     flow = read_published(data / "chignolin/cln_cnf_sigma0.05A.pt", N_BEADS).requires_grad_(False)
-    native = centred(torch.from_numpy(mdtraj.load(str(data / "ca_structures/CLN025-0-c-alpha.pdb")).xyz))
-    key = stream(0, "frames")
-    noised, noise = (
-        base + SIGMA_NM * centred(normals(key, native.expand(N_JUDGED, -1, -1))) for base in (native, 0 * native)
-    )
+    clean, key = frames(data / "chignolin_all_atom"), stream(0, "frames")
+    noised, noise = (base + SIGMA_NM * centred(normals(key, clean)) for base in (clean, torch.zeros_like(clean)))
     exact = carried(variant(flow, "exact", FINE), noised, noise)
     few = slice(0, N_REFERENCE)
     peer = published(flow.velocity, noised[few], noise[few])

@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.linalg import helmert
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpc_cg.errors import FitFailed
 from hpc_cg.kernels.density import ConditionalDensity, Draw, centred, normals, signs
 from hpc_cg.kernels.egnn import EGNN, EGNNConfig
-from hpc_cg.kernels.flow import AdaptiveSteps, FixedSteps
+from hpc_cg.kernels.flow import AdaptiveSteps, FixedSteps, VelocityField
 
 INTEGRATORS = {"fixed": FixedSteps, "adaptive": AdaptiveSteps}
 ROUND_TRIP = 0.1
@@ -54,13 +54,13 @@ class CNFConfig:
     sigma_path_nm: float = 0.001
     divergence: Literal["exact", "hutchinson", "drop"] = "hutchinson"
     n_probes: int = 1
-    integrator: FixedSteps | AdaptiveSteps = field(default_factory=lambda: FixedSteps("rk4", 3, 0.0005))
+    integrator: FixedSteps | AdaptiveSteps = field(default_factory=lambda: FixedSteps("rk4", 2, 0.0005))
 
 
 class ConditionalFlow(ConditionalDensity):
     """The kernel above, for a velocity field that moves and turns with the frames, such as EGNN."""
 
-    def __init__(self, velocity: nn.Module, config: CNFConfig):
+    def __init__(self, velocity: VelocityField, config: CNFConfig):
         super().__init__()
         self.velocity, self.config = velocity, config
 

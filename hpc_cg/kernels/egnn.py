@@ -12,11 +12,12 @@ and the velocity is what the layers moved, x_last − x_first, without its mean 
 Rates of change along directions ε run beside the values (dual.py), so J ε costs little more than v; walking back
 through both gives the divergence along ε and its gradient. Arrays run [bead, other, frame, feature]: what reads one
 bead's features acts on beads before these are paired, and sums over neighbours are sums of whole rows. A call is cut
-into tiles of frames whose arrays stay in the processor's cache.
+into tiles of frames.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,12 +25,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hpc_cg.kernels.dual import Dual
-from hpc_cg.kernels.flow import Divergence, Pull, Times
+from hpc_cg.kernels.flow import Divergence, Pull, Times, VelocityField
 from hpc_cg.randomness import stream
 
-TILE = {"cpu": 8192, "cuda": 1 << 18}
-"""Pairs × frames × (1 + directions) worked on at once. On a CPU few of their arrays have to fit its cache; on a GPU
-every call has a price."""
+TILE = {"cpu": 16384, "cuda": 1 << 18}
+"""Pairs × frames × (1 + directions) worked on at once: on a CPU, few enough that the last cache holds their arrays; on
+a GPU, where every call has a price, as many as its memory takes."""
 
 SOFT = 1e-8
 """Added to d² under the root, which has no slope at zero; in the network's unit, squared."""
@@ -54,8 +55,8 @@ class EGNNConfig:
     unit_nm: float = 0.1
 
 
-class EGNN(nn.Module):
-    """v(t, x) for frames of beads of the given kinds, numbered from zero; a VelocityField."""
+class EGNN(VelocityField):
+    """v(t, x) for frames of beads of the given kinds, numbered from zero."""
 
     types: Tensor
     others: Tensor
@@ -128,7 +129,7 @@ class EGNN(nn.Module):
         kinds = self.embedding.weight.T[self.types] + self.embedding.bias
         features = Dual(kinds[:, None] + when * self.embedding.weight[:, -1])
         here, first = start, None
-        for layer in self.layers:
+        for layer in cast(Sequence[Layer], self.layers):
             apart = here.each(lambda x: x.unsqueeze(-3) - self._of_others(x))
             squared = (apart * apart).each(lambda x: x.sum(-1, keepdim=True))
             first = first or squared

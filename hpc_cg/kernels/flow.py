@@ -15,6 +15,7 @@ s and log p are pushed by the divergence with the node's weight. Three nodes int
 Every node has random probes of its own, whose errors average out.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +24,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpc_cg.kernels.density import finite
 
@@ -44,19 +45,24 @@ class Divergence(NamedTuple):
     gradient: Float[Tensor, "frame bead 3"]
 
 
-@runtime_checkable
-class VelocityField(Protocol):
-    """v(t, x) on frames; the time is one for all frames, or one for each."""
+class VelocityField(nn.Module, ABC):
+    """v(t, x) on frames, with its derivatives; the time is one for all frames, or one for each."""
 
-    def __call__(self, time: Times, positions: Float[Tensor, "frame bead 3"]) -> Float[Tensor, "frame bead 3"]: ...
+    @abstractmethod
+    def forward(self, time: Times, positions: Float[Tensor, "frame bead 3"]) -> Float[Tensor, "frame bead 3"]:
+        """Velocities, nm per unit of time; where gradients are recorded, differentiable by positions and parameters."""
 
+    @abstractmethod
     def pull(
         self, time: Times, positions: Float[Tensor, "frame bead 3"], covectors: Float[Tensor, "frame bead 3"]
-    ) -> Pull: ...
+    ) -> Pull:
+        """The velocity, and Jᵀ s for the covectors s."""
 
+    @abstractmethod
     def divergence(
         self, time: Times, positions: Float[Tensor, "frame bead 3"], probes: Float[Tensor, "probe frame bead 3"]
-    ) -> Divergence: ...
+    ) -> Divergence:
+        """Σ ε·J ε over the probes ε, and its gradient by the positions."""
 
 
 @dataclass(frozen=True)

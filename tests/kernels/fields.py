@@ -2,13 +2,13 @@
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hpc_cg.kernels.flow import Divergence, Pull, Times
+from hpc_cg.kernels.flow import Divergence, Pull, Times, VelocityField
 
 
-class GaussianField(nn.Module):
-    """The field that flow matching finds for frames R ~ N(mean, covariance on each axis) with noise of variance s² on them.
+class GaussianField(VelocityField):
+    """What flow matching finds for frames R ~ N(mean, covariance on each axis) and noise of variance s².
 
     Frames on the way are R + (1 − t) noise, so v = −(1 − t) s² C(t)⁻¹ (x − mean) with C(t) = covariance + (1 − t)² s²,
     and the flow from 0 to 1 is x − mean -> G (x − mean) with G = (covariance / (covariance + s²))^½. ``covariance``
@@ -48,7 +48,7 @@ class GaussianField(nn.Module):
         return Divergence(value, torch.zeros_like(positions))
 
 
-class SwellingField(nn.Module):
+class SwellingField(VelocityField):
     """v = (power + 1) t^power x: frames swell by a factor e, wherever they are."""
 
     def __init__(self, power: int):
@@ -66,7 +66,7 @@ class SwellingField(nn.Module):
         return Divergence((probes * self(time, probes)).sum((0, 2, 3)), torch.zeros_like(positions))
 
 
-class RoughField(nn.Module):
+class RoughField(VelocityField):
     """A field that swings hundreds of times on the way, but only for frames whose first number is positive."""
 
     def forward(self, time: Times, positions: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ def fitted(n_steps: int) -> ConditionalFlow:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=n_steps)
     for place in range(n_steps):
         key = stream(0, "fit", place)
-        clean, noised = three_beads(256, key)
+        clean, noised = three_beads(192, key)
         optimizer.zero_grad()
         flow.loss(clean, noised, key).backward()
         optimizer.step()
@@ -229,7 +229,7 @@ def three_beads(n: int, key: np.random.Generator) -> tuple[Tensor, Tensor]:
 
 
 def test_a_fitted_network_recovers_the_gaussian_kernel() -> None:
-    flow = fitted(400)
+    flow = fitted(300)
     clean, noised = three_beads(1000, stream(1, "test"))
     field = GaussianField(COVARIANCE, np.zeros((3, 3)), 2 * 0.05**2)
     drawn = flow.draw(noised, stream(2, "draw"))
@@ -275,10 +275,10 @@ def test_the_number_of_nodes_follows_the_tolerance() -> None:
 
 
 def chignolin(data_folder: Path) -> tuple[ConditionalFlow, Tensor]:
-    """The published flow and the structure it is for, 200 times with noise of 0.05 Å."""
+    """The published flow and the structure it is for, 64 times with noise of 0.05 Å."""
     flow = read_published(data_folder / "chignolin/cln_cnf_sigma0.05A.pt", 10)
     native = torch.from_numpy(mdtraj.load(str(data_folder / "ca_structures/CLN025-0-c-alpha.pdb")).xyz)
-    noise = stream(0, "noise").normal(0, 0.005, (200, 10, 3))
+    noise = stream(0, "noise").normal(0, 0.005, (64, 10, 3))
     return flow, native + torch.from_numpy(noise).float()
 
 
