@@ -169,7 +169,7 @@ def draw_figure(path: Path, rows: list[Row], peer: Published, peer_error: float)
         ("drop: error", "drop", lambda row: row.score_error),
     )
     for label, kind, value in lines:
-        chosen = [row for row in rows if row.kind == kind]
+        chosen = [row for row in rows if row.kind == kind and value(row) > 0]  # zero: lost in the noise of the mean
         style = "o--" if "noise" in label else "o-"
         axes.loglog([row.ms for row in chosen], [100 * value(row) for row in chosen], style, ms=4, label=label)
     axes.loglog([peer.sample_ms + peer.force_ms], [100 * peer_error], "k*", ms=10, label="published way")

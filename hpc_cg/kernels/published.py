@@ -4,12 +4,13 @@ Their file is a torch archive whose ``model_state_dict`` holds the graph network
 Angstrom. Nothing but tensors is read from it.
 """
 
-import pickle
 import re
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from hpc_cg.errors import MissingInput, UnknownBeads, UnreadableFile
 from hpc_cg.kernels.cnf import CNFConfig, ConditionalFlow
@@ -75,16 +76,19 @@ def _network(path: Path) -> dict[str, Tensor]:
     """The arrays of the graph network, by the peer's names within it."""
     if not path.is_file():
         raise MissingInput(f"published flow {path}", "no such file", "name a file of weights")
+    asked = f"published flow {path}"
+    if not is_zipfile(path):
+        raise UnreadableFile(asked, "no archive of torch", "download it again")
     try:
+        if strange := get_unsafe_globals_in_checkpoint(path):
+            raise UnreadableFile(asked, f"more than tensors in it ({strange[0]})", "do not trust it")
         content = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, OSError) as error:
         raise UnreadableFile(
-            f"published flow {path}", f"a file that torch does not read ({error})"[:300], "download it again"
+            asked, f"an archive that torch does not read ({error})"[:300], "download it again"
         ) from error
     weights = content.get("model_state_dict") if isinstance(content, dict) else None
     found = {name.removeprefix(NETWORK): value for name, value in (weights or {}).items() if name.startswith(NETWORK)}
     if "embedding.weight" not in found or not any(name.startswith("gcl_") for name in found):
-        raise UnreadableFile(
-            f"published flow {path}", "no graph network in it", "use a file with a conditional flow of Klein et al."
-        )
+        raise UnreadableFile(asked, "no graph network in it", "use a file with a conditional flow of Klein et al.")
     return found

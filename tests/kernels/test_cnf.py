@@ -317,10 +317,13 @@ def test_published_weights_of_another_molecule_or_no_weights_are_refused(data_fo
     path = data_folder / "chignolin/cln_cnf_sigma0.05A.pt"
     with pytest.raises(UnknownBeads, match="for 20 beads: found weights for 10 beads"):
         read_published(path, 20)
-    with pytest.raises(UnreadableFile, match="not read"):
+    with pytest.raises(UnreadableFile, match="no archive of torch"):
         read_published(data_folder / "chignolin/CLN025.pdb", 10)
     with pytest.raises(MissingInput, match="no such file"):
         read_published(tmp_path / "absent.pt", 10)
+    torch.save({"model_state_dict": Path("/")}, tmp_path / "strange.pt")
+    with pytest.raises(UnreadableFile, match="more than tensors"):
+        read_published(tmp_path / "strange.pt", 10)
     torch.save({"model_state_dict": {"weight": torch.zeros(3)}}, tmp_path / "other.pt")
     with pytest.raises(UnreadableFile, match="no graph network"):
         read_published(tmp_path / "other.pt", 10)
