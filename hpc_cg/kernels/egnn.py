@@ -112,7 +112,7 @@ class EGNN(VelocityField):
         """The results of ``work`` on tiles of the frames, joined."""
         size = max(1, TILE[positions.device.type] // (len(self.others) * n_arrays))
         results = []
-        for begin in range(0, len(positions), size):
+        for begin in range(0, max(1, len(positions)), size):
             tile = slice(begin, begin + size)
             now = time[tile] if isinstance(time, Tensor) else time
             results.append(work(now, positions[tile], vectors[tile]))
