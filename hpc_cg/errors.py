@@ -76,6 +76,10 @@ class UnknownBeads(HpcCgError):
     """A map that selects nothing, or beads that a prior does not know."""
 
 
+class OtherBeads(HpcCgError):
+    """A kernel that was fitted to another molecule than the one at hand."""
+
+
 class InvalidMap(HpcCgError):
     """A pair of coordinate and force maps that gives wrong mean forces."""
 
