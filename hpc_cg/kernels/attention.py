@@ -66,12 +66,12 @@ class Transformer(nn.Module):
     The last layer begins at zero, and with it all that the network says.
     """
 
-    def __init__(
-        self, n_in: int, n_out: int, width: int, hidden: int, feedforward: int, n_blocks: int, n_heads: int
-    ):
+    def __init__(self, n_in: int, n_out: int, width: int, hidden: int, feedforward: int, n_blocks: int, n_heads: int):
         super().__init__()
         self.inward = nn.Sequential(nn.Linear(n_in, hidden), nn.SiLU(), nn.Linear(hidden, width))
-        self.blocks = cast("Sequence[Block]", nn.ModuleList(Block(width, feedforward, n_heads) for _ in range(n_blocks)))
+        self.blocks = cast(
+            "Sequence[Block]", nn.ModuleList(Block(width, feedforward, n_heads) for _ in range(n_blocks))
+        )
         self.outward = nn.Sequential(nn.Linear(width, hidden), nn.SiLU())
         self.last = nn.Linear(hidden, n_out)
 
