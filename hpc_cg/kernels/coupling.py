@@ -357,7 +357,7 @@ def _log_normal(values: Float[Tensor, "frame *rest"]) -> Float[Tensor, "frame"]:
 
 def _drawn(positions: Tensor, auxiliary: Tensor, score: Tensor, condition_score: Tensor, joint: Tensor) -> Draw:
     log_density = joint - _log_normal(auxiliary)
-    failed = ~(finite(positions, score, condition_score) & log_density.isfinite())
+    failed = ~finite(positions, score, condition_score, log_density)
     return Draw(positions.detach(), score, condition_score, log_density, failed)
 
 

@@ -136,13 +136,13 @@ def test_scores_gathered_on_the_way_of_a_draw_are_gradients_at_its_auxiliary() -
 
 
 def test_scores_of_own_draws_have_zero_mean_and_obey_the_virial() -> None:
-    flow, n_frames = flow_for(3), 40_000
+    flow, n_frames = flow_for(3), 20_000
     condition = molecule(1, 3, seed=1).expand(n_frames, -1, -1).contiguous()
     draw = flow.draw(condition, key())
     for score in (draw.score, draw.condition_score):
         error = score.std(0) / math.sqrt(n_frames)
         assert (score.mean(0).abs() < 5 * error).all()
-        assert (error * flow.unit_nm < 0.02).all()
+        assert (error * flow.unit_nm < 0.03).all()
     virial = (draw.score * (draw.positions - condition)).sum((1, 2))
     assert virial.mean().item() == pytest.approx(-9, abs=5 * virial.std().item() / math.sqrt(n_frames))
     assert virial.std().item() / math.sqrt(n_frames) < 0.1
@@ -272,7 +272,9 @@ def drawn(fitted: CouplingFlow) -> tuple[np.ndarray, np.ndarray, np.ndarray, Dra
     """Conditions, draws and their scores, as rows of beads (one for each frame and axis), and the draws."""
     _, condition = gaussian_pairs(30_000, key(11))
     draw = fitted.draw(condition, key(12))
-    rows = [values.double().numpy().transpose(0, 2, 1).reshape(-1, 4) for values in (condition, draw.positions, draw.score)]
+    rows = [
+        values.double().numpy().transpose(0, 2, 1).reshape(-1, 4) for values in (condition, draw.positions, draw.score)
+    ]
     return rows[0], rows[1], rows[2], draw
 
 
@@ -290,7 +292,7 @@ def test_a_flow_fitted_to_gaussian_data_has_the_mean_and_covariance_of_the_rever
 
 
 def test_its_log_density_is_that_of_the_reverse_kernel(fitted: CouplingFlow) -> None:
-    clean, condition = gaussian_pairs(20_000, key(13))
+    clean, condition = gaussian_pairs(10_000, key(13))
     entropy = 1.5 * np.linalg.slogdet(2 * np.pi * np.e * reverse())[1]
     assert fitted.at(clean, condition, key(14)).log_density.mean().item() == pytest.approx(-entropy, abs=0.1)
 
