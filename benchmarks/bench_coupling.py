@@ -1,7 +1,7 @@
 """Frames a second of draws of a coupling flow with both scores, on one core, beside the plain way and the peak.
 
 The plain way draws without a graph, then differentiates the log-density at what was drawn: each network runs forwards
-twice and backwards once. ``draw`` gathers the scores on the way, once and once. Both have to give the same scores before
+twice and backwards once. ``draw`` gathers them on the way, once and once. Both have to give the same scores before
 anything is timed. Times are of the process, so that what else runs on the machine counts less; "of peak" is the rate of
 the matrix products of ``draw`` over that of one large product.
 """

@@ -73,11 +73,7 @@ class MissingForces(HpcCgError):
 
 
 class UnknownBeads(HpcCgError):
-    """A map that selects nothing, or beads that a prior does not know."""
-
-
-class OtherBeads(HpcCgError):
-    """A kernel that was fitted to another molecule than the one at hand."""
+    """A map that selects nothing, or beads that a prior or a kernel does not know."""
 
 
 class InvalidMap(HpcCgError):

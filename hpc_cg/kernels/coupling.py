@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hpc_cg.errors import OtherBeads
+from hpc_cg.errors import UnknownBeads
 from hpc_cg.kernels.attention import ALANINE_LENGTH_SCALES_NM, Transformer, kernel_weights
 from hpc_cg.kernels.axes import local_axes, stiff_triangles
 from hpc_cg.kernels.density import ConditionalDensity, Draw, finite, normals
@@ -129,7 +129,7 @@ class CouplingFlow(ConditionalDensity):
     triangles   partners of each bead whose axes it has
     seed        of the first weights
 
-    Raises OtherBeads where the triangles name beads that there are not, and for frames of another number of beads.
+    Raises UnknownBeads where the triangles name beads that there are not, and for frames of another number of beads.
     """
 
     triangles: Tensor
@@ -213,7 +213,7 @@ class CouplingFlow(ConditionalDensity):
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "CouplingFlow":
-        """A flow of that description. Raises OtherBeads where its parts are of different molecules."""
+        """A flow of that description. Raises UnknownBeads where its parts are of different molecules."""
         shape = dict(description["config"])
         config = CouplingConfig(**{**shape, "length_scales_nm": tuple(shape["length_scales_nm"])})
         unit_nm, seed = description["unit_nm"], description["seed"]
@@ -327,7 +327,7 @@ class CouplingFlow(ConditionalDensity):
 
     def _refuse_other_beads(self, *positions: Tensor) -> None:
         for found in {array.shape[1] for array in positions} - {self.n_beads}:
-            raise OtherBeads(
+            raise UnknownBeads(
                 f"the coupling flow of a molecule of {self.n_beads} beads",
                 f"frames of {found} beads",
                 "fit a flow to this molecule, or use the map that the flow was fitted with",
@@ -364,7 +364,7 @@ def _drawn(positions: Tensor, auxiliary: Tensor, score: Tensor, condition_score:
 def _refuse_other_triangles(n_beads: int, triangles: Sequence[Sequence[int]]) -> None:
     named = [bead for triangle in triangles for bead in triangle]
     if len(triangles) != n_beads or not all(0 <= bead < n_beads for bead in named):
-        raise OtherBeads(
+        raise UnknownBeads(
             f"a coupling flow for {n_beads} beads",
             f"triangles of {len(triangles)} beads that name beads up to {max(named, default=-1)}",
             "take the description and the weights of one and the same flow",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpc_cg.errors import OtherBeads
+from hpc_cg.errors import UnknownBeads
 from hpc_cg.kernels import coupling
 from hpc_cg.kernels.coupling import CouplingConfig, CouplingFlow
 from hpc_cg.kernels.density import Draw, normals
@@ -361,10 +361,10 @@ def test_a_description_and_weights_make_the_same_flow() -> None:
 
 def test_a_description_of_another_number_of_beads_is_refused() -> None:
     description = flow_for().describe()
-    with pytest.raises(OtherBeads, match="for 6 beads: found triangles of 4 beads"):
+    with pytest.raises(UnknownBeads, match="for 6 beads: found triangles of 4 beads"):
         CouplingFlow.from_description({**description, "n_beads": 6})
     description["triangles"][0] = [1, 7]
-    with pytest.raises(OtherBeads, match="beads up to 7"):
+    with pytest.raises(UnknownBeads, match="beads up to 7"):
         CouplingFlow.from_description(description)
 
 
@@ -375,5 +375,5 @@ def test_frames_of_another_number_of_beads_are_refused() -> None:
         lambda: flow.at(others, others, key()),
         lambda: flow.loss(others, others, key()),
     ):
-        with pytest.raises(OtherBeads, match="4 beads: found frames of 5 beads"):
+        with pytest.raises(UnknownBeads, match="4 beads: found frames of 5 beads"):
             call()
