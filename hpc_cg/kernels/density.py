@@ -13,6 +13,7 @@ into tiles.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -94,4 +95,5 @@ def centred(positions: Float[Tensor, "*batch bead 3"]) -> Float[Tensor, "*batch 
 
 def finite(*arrays: Float[Tensor, "frame ..."]) -> Bool[Tensor, "frame"]:
     """The frames in which every number of every array is finite."""
-    return torch.stack([array.reshape(len(array), -1).isfinite().all(1) for array in arrays]).all(0)
+    flat = [array.isfinite().reshape(len(array), prod(array.shape[1:])) for array in arrays]
+    return torch.stack([good.all(1) for good in flat]).all(0)
