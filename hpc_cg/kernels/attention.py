@@ -41,7 +41,7 @@ class KernelAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "frame bead feature"], weights: Float[Tensor, "frame receiver_and_head bead"]
     ) -> Float[Tensor, "frame bead feature"]:
-        return self.mix((weights @ x).view(*x.shape[:2], -1))
+        return self.mix((weights @ x).unflatten(1, (x.shape[1], -1)).flatten(2))
 
 
 class Block(nn.Module):

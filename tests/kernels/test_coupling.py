@@ -318,6 +318,10 @@ def test_the_same_key_gives_the_same_draws_however_they_are_cut(monkeypatch: pyt
     assert not torch.equal(flow.draw(condition, key(1)).positions, once.positions)
 
 
+def test_no_frames_give_no_draws() -> None:
+    assert flow_for().draw(molecule(0), key()).positions.shape == (0, 4, 3)
+
+
 def test_frames_without_numbers_or_axes_fail_and_leave_the_others_alone() -> None:
     flow, condition = flow_for(), molecule(6, seed=1)
     whole = flow.draw(condition, key())
