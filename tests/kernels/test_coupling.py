@@ -203,11 +203,9 @@ def test_the_density_follows_a_permutation_of_beads_with_all_that_tells_them_apa
     place = {bead: new for new, bead in enumerate(order)}
     triangles = [[place[partner] for partner in flow.triangles.tolist()[bead]] for bead in order]
     other = CouplingFlow(4, triangles, flow.unit_nm, flow.config, 0).double()
-    # features are (3 axes, bead) of vectors, (bead) of distances, and (3 axes, bead) of the other half
-    seen = [block * 4 + bead for block in range(3) for bead in order]
-    features = [4 * 0 + 3 * bead + axis for bead in order for axis in range(3)]
-    columns = features + [12 + bead for bead in order]
-    all_columns = columns + [16 + place for place in seen]
+    # of the condition (bead, axis) of vectors, then (bead) of distances; of the other half (axis, bead)
+    columns = [3 * bead + axis for bead in order for axis in range(3)] + [12 + bead for bead in order]
+    all_columns = columns + [16 + 4 * axis + bead for axis in range(3) for bead in order]
     state = flow.state_dict()
     for name, value in state.items():
         if name in ("feature_mean", "feature_spread"):
