@@ -138,6 +138,10 @@ class TooFewFrames(HpcCgError):
     """Not enough frames for what was asked."""
 
 
+class UnfitLag(HpcCgError):
+    """A lag time at which the frames of an archive give no pairs."""
+
+
 class FitFailed(HpcCgError):
     """A fit that did not converge or has no answer.
 
