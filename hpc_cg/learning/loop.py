@@ -6,10 +6,7 @@ samples that many see. Everything that can change lives in the model, its averag
 held-out frames and the step, and these are what a checkpoint holds.
 """
 
-import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,10 @@ import torch
 from torch import Tensor
 
 from hpc_cg.errors import BadFrames, TrainingDiverged
-from hpc_cg.files import write_text
-from hpc_cg.learning import checkpoint as checkpoints
-from hpc_cg.learning.average import Average
 from hpc_cg.learning.board import open_board, write_row
+from hpc_cg.learning.course import Course, Look
 from hpc_cg.learning.decoys import decoys_of
-from hpc_cg.learning.distributed import World, check_gradients, sum_gradients, together
+from hpc_cg.learning.distributed import World, check_gradients, together
 from hpc_cg.learning.feed import Labelled
 from hpc_cg.learning.forces import (
     Forces,
@@ -39,7 +34,6 @@ from hpc_cg.learning.forces import (
 )
 from hpc_cg.learning.loss import ForceErrors, error_sums, errors_of, sum_of_squares
 from hpc_cg.learning.mixture import Member
-from hpc_cg.learning.schedule import Progress
 from hpc_cg.learning.settings import Settings
 
 CHECK_FRAMES = 32
@@ -70,108 +64,65 @@ class Outcome:
     precision_error_at_start: float
 
 
-class Trainer:
+class Trainer(Course):
     """One training on one process of a world.
 
     members   the molecules; all have the same network, which is kept as that of the first
     """
 
     def __init__(self, members: Sequence[Member], settings: Settings, world: World, folder: Path):
-        self.members, self.settings, self.world, self.folder = tuple(members), settings, world, folder
+        self.members = tuple(members)
         self.forcefield = self.members[0].forcefield
-        self.device = next(self.forcefield.parameters()).device
+        super().__init__(self.forcefield, settings, world, folder)
         self.grid = together("the grid of filters", lambda: choose_grid(settings, self.device), world, self.device)
         half = settings.precision == "bfloat16"
         self.exact = tuple(Way(member.forcefield, self.grid) for member in self.members)
         self.ways = Ways(tuple(Way(member.forcefield, self.grid, half) for member in self.members))
         self.network_forces: Forces = self.ways
-        self.parameters = [p for p in self.forcefield.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-        self.average = Average(self.parameters, settings.ema)
-        self.progress = Progress()
-        self.best: dict[str, Any] | None = None
-        self.step = 0
-        self.scale = 1.0
+        self.batches: list[Labelled] = []
         self.error_at_start = 0.0
-        self.curves: list[dict[str, Any]] = []
-        self.running = [0.0, 0]
-        self.seconds = 0.0
         self.board: Any = None
 
     def run(
         self, report: Callable[[int, str], None], stopped: Callable[[], bool], description: dict[str, Any]
     ) -> Outcome:
-        """Train to the end, or until any process is asked to stop; resumes from the newest checkpoint.
+        """Train to the end, or until any process is asked to stop; as ``Course.go_on``.
 
-        report    called with the step and a short note after each step
-        stopped   asked at each step boundary
         Raises TrainingDiverged and BadFrames with the frames that caused it; OtherNumbers, MissingExtra; BrokenLaunch
         where another process raises one of these two.
         """
-        self._resume()
+        last = self.go_on(report, stopped, description)
+        if self.board is not None:
+            self.board.close()
+        errors = tuple(ForceErrors(**own) for own in (last.errors if self.best is None else self.best["errors"]))
+        with self.chosen_in_place():
+            ways = self._grid_error(), self._precision_error()
+        pooled = ForceErrors.pooled(errors)
+        rate, at_start = self.frames_per_s, self.error_at_start
+        return Outcome(self.finished, self.step, self.chosen_step, pooled, errors, rate, *ways, at_start)
+
+    def start(self) -> Look:
         if self.settings.tensorboard:
             self.board = together("train.tensorboard", self._open_board, self.world, self.device)
-        errors = self._validate()
+        errors = self.validate()
         self.scale = ForceErrors.pooled(errors).delta
         if not np.isfinite(self.scale):
             raise self._bad_held_out()
         self._check_ways()
         if self.world.size > 1:
             self._check_world()
-        note, ask_stop = self._note(errors), False
-        report(self.step, note)
-        while not self.finished and not ask_stop:
-            began = time.perf_counter()
-            ask_stop = self._train_one_step(stopped())
-            self.seconds += time.perf_counter() - began
-            if self.step % self.settings.validate_every == 0 or self.step == self.settings.steps:
-                errors = self._validate()
-                note = self._note(errors)
-                self._record(errors)
-            if self.step % self.settings.checkpoint_every == 0 or self.finished or ask_stop:
-                self._save(description)
-            report(self.step, note)
-        if self.board is not None:
-            self.board.close()
-        rate = self.step * self.settings.batch_size / self.seconds if self.seconds else 0.0
-        if self.best is not None:
-            errors = tuple(ForceErrors(**own) for own in self.best["errors"])
-        chosen = self.step if self.best is None else self.progress.best_step
-        with self._chosen_in_place():
-            ways = self._grid_error(), self._precision_error()
-        pooled = ForceErrors.pooled(errors)
-        return Outcome(self.finished, self.step, chosen, pooled, errors, rate, *ways, self.error_at_start)
+        return self._look(errors)
 
     def _open_board(self) -> Any:
         """What the first process writes learning curves to; None on the others."""
         return open_board(self.folder, self.step + 1) if self.world.rank == 0 else None
 
-    @property
-    def finished(self) -> bool:
-        """Whether all steps are done, or held-out errors have not become smaller for long enough."""
-        return self.step >= self.settings.steps or self.progress.ended(self.settings.pace)
-
-    def _train_one_step(self, stop: bool) -> bool:
-        """One step of the optimizer; returns whether any process asked to stop."""
-        batches = [member.feed.train(self.step) for member in self.members]
+    def gradient(self) -> Tensor:
         # not the weight of this very batch, which would make a heavy frame count less among heavy ones; as each of n
         # molecules has one n-th of the batch, the sum of their losses is the mean
-        loss = self._gradient(batches, [self.settings.batch_size * member.feed.mean_weight for member in self.members])
-        told = torch.stack([loss, loss.new_tensor(float(stop))])
-        loss, stops = sum_gradients(self.parameters, self.world, told)
-        if not torch.isfinite(loss):
-            raise self._diverged(batches)
-        rate = self.settings.pace.rate(self.step, self.progress.reductions)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        self.optimizer.step()
-        self.average.update(self.step)
-        self.step += 1
-        self.running = [self.running[0] + float(loss) * self.scale, self.running[1] + 1]
-        return bool(stops > 0)
+        totals = [self.settings.batch_size * member.feed.mean_weight for member in self.members]
+        self.batches = [member.feed.train(self.step) for member in self.members]
+        return self.gradient_of(self.batches, totals)
 
     def _parts(self, batches: Sequence[Labelled]) -> Iterator[list[Part]]:
         """The batches of all molecules in as many parts as are done one after another; none is empty."""
@@ -181,7 +132,7 @@ class Trainer:
             if present := [(number, frames) for number, frames in parts if len(frames.index)]:
                 yield present
 
-    def _gradient(self, batches: Sequence[Labelled], total_weights: Sequence[float]) -> Tensor:
+    def gradient_of(self, batches: Sequence[Labelled], total_weights: Sequence[float]) -> Tensor:
         """This process's part of the loss, and its gradient in the parameters.
 
         Takes a batch of each molecule, and what the sum over its frames is divided by.
@@ -223,7 +174,7 @@ class Trainer:
         return self.members[number].forcefield.prior(frames.positions).forces
 
     @torch.no_grad()
-    def _validate(self) -> tuple[ForceErrors, ...]:
+    def validate(self) -> tuple[ForceErrors, ...]:
         """Errors on each molecule's held-out frames, with the same noise at every look; shared by the processes."""
         sums = torch.zeros(len(self.members), 5, dtype=torch.float64, device=self.device)
         with self.average.in_place():
@@ -274,15 +225,15 @@ class Trainer:
         totals = [float(batch.weights.sum()) for batch in batches]
         n_frames = max(len(batch.index) for batch in batches)
         check_gradients(
-            lambda part: self._gradient([batch.part(part) for batch in batches], totals),
+            lambda part: self.gradient_of([batch.part(part) for batch in batches], totals),
             self.parameters,
             n_frames,
             self.world,
         )
 
-    def _diverged(self, batches: Sequence[Labelled]) -> TrainingDiverged:
+    def diverged(self) -> TrainingDiverged:
         """The error that names frames of all processes whose labels or forces are no numbers."""
-        bad = [self._bad(number, batch) for number, batch in enumerate(batches)]
+        bad = [self._bad(number, batch) for number, batch in enumerate(self.batches)]
         where = self._names(bad) or ["no single frame: the parameters themselves"]
         return TrainingDiverged(
             f"a finite loss at step {self.step}",
@@ -329,83 +280,26 @@ class Trainer:
             found.append(frames.index[~right])
         return np.concatenate(found)
 
-    def _record(self, errors: Sequence[ForceErrors]) -> None:
-        """A look at held-out frames: a row of the learning curves, and what it means for the progress.
+    def look(self) -> Look:
+        return self._look(self.validate())
 
-        The row holds the mean training loss since the last row, and the held-out errors; of several molecules their
-        mean, and the residual of each.
-        """
+    def _look(self, errors: Sequence[ForceErrors]) -> Look:
+        """Held-out errors; of several molecules the row has their mean, and the residual of each."""
         pooled = ForceErrors.pooled(errors)
-        row = {
-            "step": self.step,
-            "train": self.running[0] / self.running[1],
-            "learning_rate": self.settings.pace.rate(self.step - 1, self.progress.reductions),
-            "floor": pooled.floor,
-        }
+        row = asdict(pooled) | {"floor": pooled.floor}
         if len(self.members) > 1:
             row |= {f"residual {member.name}": own.residual for member, own in zip(self.members, errors, strict=True)}
-        self.curves.append(row | asdict(pooled))
-        self.running = [0.0, 0]
-        if self.world.rank == 0:
-            lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in self.curves)
-            write_text(self.folder / "curves.jsonl", lines)
+        note = f"force error {pooled.residual**0.5:.1f}, noise floor {max(pooled.floor, 0) ** 0.5:.1f} kJ/mol/nm"
+        return Look(pooled.residual, row, [asdict(own) for own in errors], note)
+
+    def record(self, look: Look) -> None:
+        super().record(look)
         if self.board is not None:
             write_row(self.board, self.curves[-1])
-        self.progress = self.progress.after(self.step, pooled.residual, self.settings.pace)
-        if self.settings.early_stop and self.progress.best_step == self.step:
-            self.best = {"model": self._averaged(), "errors": [asdict(own) for own in errors]}
 
-    def _note(self, errors: Sequence[ForceErrors]) -> str:
-        pooled = ForceErrors.pooled(errors)
-        return f"force error {pooled.residual**0.5:.1f}, noise floor {max(pooled.floor, 0) ** 0.5:.1f} kJ/mol/nm"
+    def cursor(self) -> dict[str, Any]:
+        return super().cursor() | {"precision_error_at_start": self.error_at_start}
 
-    def _averaged(self) -> dict[str, Tensor]:
-        """A copy of the weights that are judged: their average, where there is one."""
-        with self.average.in_place():
-            return {name: value.detach().cpu().clone() for name, value in self.forcefield.state_dict().items()}
-
-    @contextmanager
-    def _chosen_in_place(self) -> Iterator[None]:
-        """The weights that simulation uses instead of those that are trained, while this lasts."""
-        if self.best is None:
-            with self.average.in_place():
-                yield
-            return
-        own = {name: value.clone() for name, value in self.forcefield.state_dict().items()}
-        self.forcefield.load_state_dict(self.best["model"])
-        try:
-            yield
-        finally:
-            self.forcefield.load_state_dict(own)
-
-    def _save(self, description: dict[str, Any]) -> None:
-        if self.world.rank == 0:
-            cursor = {"step": self.step, "curves": self.curves, "running": self.running, "seconds": self.seconds}
-            cursor |= {"progress": asdict(self.progress), "precision_error_at_start": self.error_at_start}
-            chosen, errors = (self.best["model"], self.best["errors"]) if self.best else (None, None)
-            state = checkpoints.Checkpoint(
-                step=self.step,
-                model={name: value.cpu() for name, value in self.forcefield.state_dict().items()},
-                optimizer=self.optimizer.state_dict(),
-                cursor=cursor | {"best_errors": errors},
-                description=description,
-                average=self._averaged() if self.settings.ema else None,
-                best=chosen,
-            )
-            checkpoints.save(self.folder, state)
-        self.world.barrier()
-
-    def _resume(self) -> None:
-        found = checkpoints.newest(self.folder)
-        if found is None:
-            return
-        if found.average is not None:
-            self.forcefield.load_state_dict(found.average)
-            self.average = Average(self.parameters, self.settings.ema)
-        self.forcefield.load_state_dict(found.model)
-        self.optimizer.load_state_dict(found.optimizer)
-        self.step, self.curves, self.running = found.step, found.cursor["curves"], found.cursor["running"]
-        self.seconds, self.progress = found.cursor["seconds"], Progress(**found.cursor["progress"])
-        self.error_at_start = found.cursor["precision_error_at_start"]
-        if found.best is not None:
-            self.best = {"model": found.best, "errors": found.cursor["best_errors"]}
+    def take_up(self, cursor: Mapping[str, Any]) -> None:
+        super().take_up(cursor)
+        self.error_at_start = cursor["precision_error_at_start"]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT
-from hpc_cg.errors import FitFailed, OutOfMemory, TooFewFrames
+from hpc_cg.errors import FitFailed
 from hpc_cg.files import digest, read_json, write_bytes, write_json
 from hpc_cg.stages.molecules import trained_molecules
 from hpc_cg.stages.progress import Heartbeat
@@ -198,48 +198,28 @@ def open_feeds(study: "Study", world: "World", device: "torch.device", opened: E
 
     opened   closes the feeds
     """
-    from hpc_cg.learning.labels import Labels, label_source
+    from hpc_cg.learning import opening
+    from hpc_cg.learning.labels import label_source
     from hpc_cg.learning.mixture import seed_of
-    from hpc_cg.learning.resident import Resident
-    from hpc_cg.learning.streaming import Streaming
-    from hpc_cg.store.dataset import load, split, store_gib
 
     config: TrainConfig = study.tables["train"]
     names = [molecule.name for molecule in trained_molecules(study)]
-    sources = {name: label_source(study.folder("prepare"), study.folder("kernel"), name) for name in names}
-    needed = sum(store_gib(source.spec) for source in sources.values())
-    if needed > config.memory_limit_gb and config.every > 1:
-        raise OutOfMemory(
-            f"train.fraction = {config.fraction}",
-            f"a store that is streamed: {needed:.3g} GiB for a limit of {config.memory_limit_gb:g} GiB",
-            "raise train.memory_limit_gb: a part of the frames is taken only of a store in memory",
-        )
+    sources = [label_source(study.folder("prepare"), study.folder("kernel"), name) for name in names]
+    seeds = [config.seed if len(names) == 1 else seed_of(config.seed, name) for name in names]
+    how = opening.Loading(
+        stage="train",
+        batch_size=config.molecule_frames,
+        every=config.every,
+        subset=config.subset,
+        memory_limit_gb=config.memory_limit_gb,
+        n_streams=config.n_streams,
+        shuffle_gb=config.shuffle_gb,
+        validation_frames=config.validation_frames,
+        prior_frames=config.prior_frames,
+    )
     found = {}
-    for name, source in sources.items():
-        seed = config.seed if len(names) == 1 else seed_of(config.seed, name)
-        if needed <= config.memory_limit_gb:
-            labels = Labels(load(source.store, name, config.memory_limit_gb), source.kernel, seed)
-            train, held_out = split(labels.frames, source.spec.held_out)
-            part = train[config.subset % config.every :: config.every]
-            if not len(part):
-                raise TooFewFrames(
-                    f"train.fraction = {config.fraction}, subset {config.subset}",
-                    f"{len(train)} frames of {name} to train on",
-                    "choose a larger fraction",
-                )
-            feed: Feed = Resident(labels, part, held_out, seed, config.molecule_frames, world, device)
-        else:
-            feed = Streaming(
-                source,
-                seed=seed,
-                batch_size=config.molecule_frames,
-                n_streams=config.n_streams,
-                shuffle_gb=min(config.shuffle_gb, config.memory_limit_gb) / len(names),
-                validation_frames=config.validation_frames,
-                prior_frames=config.prior_frames,
-                world=world,
-                device=device,
-            )
+    feeds = opening.open_feeds(sources, seeds, how, world, device)
+    for name, feed, source, seed in zip(names, feeds, sources, seeds, strict=True):
         opened.callback(feed.close)
         found[name] = Fed(feed, source.spec.system, seed)
     return found

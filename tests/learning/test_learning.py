@@ -102,7 +102,7 @@ def test_the_loss_goes_down_and_the_curves_are_kept(tmp_path: Path) -> None:
     from dataclasses import replace
 
     one = trainer(tmp_path, replace(SETTINGS, steps=60, learning_rate=5e-3))
-    (before,) = one._validate()
+    (before,) = one.validate()
     after = run(one).validation
     assert after.residual < before.residual
     rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
@@ -113,11 +113,11 @@ def test_the_loss_goes_down_and_the_curves_are_kept(tmp_path: Path) -> None:
 def test_a_frame_that_is_no_number_is_named_when_the_loss_is_none(tmp_path: Path) -> None:
     source = labels()
     one = trainer(tmp_path, source=source)
-    one._resume()
+    one.resume()
     source.frames.forces[17] = np.nan  # as if damaged after it was checked
     with pytest.raises(TrainingDiverged, match="segment 0 frame 17"):
         for _ in range(15):
-            one._train_one_step(False)
+            one.advance(False)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e30])
@@ -133,16 +133,16 @@ def test_a_held_out_label_that_is_no_number_is_named_and_not_the_parameters(tmp_
 def test_gradients_of_shares_add_up_to_the_gradient_of_the_batch(tmp_path: Path) -> None:
     one = trainer(tmp_path)
     batch = one.members[0].feed.same(20)
-    one._gradient([batch], [20.0])
+    one.gradient_of([batch], [20.0])
     whole = [p.grad.clone() for p in one.parameters]
     parts = [torch.zeros_like(p) for p in one.parameters]
     for rank in range(3):
-        one._gradient([batch.part(slice(rank, 20, 3))], [20.0])
+        one.gradient_of([batch.part(slice(rank, 20, 3))], [20.0])
         for total, parameter in zip(parts, one.parameters, strict=True):
             total += parameter.grad
     a, b = (torch.cat([x.flatten() for x in gradient]) for gradient in (whole, parts))
     assert (a - b).norm() < 1e-5 * a.norm()
-    check_gradients(lambda part: one._gradient([batch.part(part)], [20.0]), one.parameters, 20, World(0, 1))
+    check_gradients(lambda part: one.gradient_of([batch.part(part)], [20.0]), one.parameters, 20, World(0, 1))
 
 
 def test_the_rate_warms_up_and_falls_to_its_end() -> None:

@@ -93,7 +93,7 @@ def finish(one: Trainer, stop_at: int = 10**9):
 
 def gradient(one: Trainer) -> torch.Tensor:
     batches = [member.feed.train(0) for member in one.members]
-    one._gradient(batches, [float(len(one.members) * batch.weights.sum()) for batch in batches])
+    one.gradient_of(batches, [float(len(one.members) * batch.weights.sum()) for batch in batches])
     return torch.cat([parameter.grad.flatten() for parameter in one.parameters])
 
 
@@ -130,13 +130,13 @@ def test_errors_are_the_mean_over_molecules_and_those_of_each(tmp_path: Path) ->
     assert outcome.validation.residual == (short.residual + long.residual) / 2
     assert [rows[-1][f"residual {name}"] for name in CHAINS] == [short.residual, long.residual]
     assert rows[-1]["residual"] == outcome.validation.residual
-    alone = Trainer(one.members[:1], SETTINGS, ALONE, tmp_path)._validate()
+    alone = Trainer(one.members[:1], SETTINGS, ALONE, tmp_path).validate()
     assert alone == (short,)
 
 
 def test_both_molecules_get_better_by_one_network(tmp_path: Path) -> None:
     one = trainer(tmp_path, replace(SETTINGS, steps=60, learning_rate=5e-3, filter_grid=256))
-    before, after = one._validate(), finish(one).of_molecules
+    before, after = one.validate(), finish(one).of_molecules
     assert all(late.residual < early.residual for late, early in zip(after, before, strict=True))
 
 
@@ -199,11 +199,11 @@ def test_the_force_field_of_each_molecule_is_loaded_from_one_checkpoint(tmp_path
 
 def test_a_bad_frame_is_named_with_its_molecule(tmp_path: Path) -> None:
     one = trainer(tmp_path / "trained")
-    one._resume()
+    one.resume()
     one.members[1].feed.labels.frames.forces[17] = np.nan
     with pytest.raises(TrainingDiverged, match="caused by long: segment 0 frame 17"):
         for _ in range(15):
-            one._train_one_step(False)
+            one.advance(False)
     held = trainer(tmp_path / "held-out")
     held.members[0].feed.labels.frames.forces[250] = np.nan
     held.members[1].feed.labels.frames.forces[260] = np.nan

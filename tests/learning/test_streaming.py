@@ -162,7 +162,7 @@ def test_a_streamed_training_that_was_interrupted_equals_one_that_was_not_bit_fo
 
 
 def gradient(one: Trainer, batch: Labelled, total_weight: float) -> torch.Tensor:
-    one._gradient([batch], [total_weight])
+    one.gradient_of([batch], [total_weight])
     return torch.cat([p.grad.flatten() for p in one.parameters]).double()
 
 
