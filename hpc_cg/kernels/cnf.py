@@ -60,6 +60,8 @@ class CNFConfig:
 class ConditionalFlow(ConditionalDensity):
     """The kernel above, for a velocity field that moves and turns with the frames, such as EGNN."""
 
+    centred = True
+
     def __init__(self, velocity: VelocityField, config: CNFConfig):
         super().__init__()
         self.velocity, self.config = velocity, config
@@ -69,14 +71,14 @@ class ConditionalFlow(ConditionalDensity):
         target: Float[Tensor, "frame bead 3"],
         condition: Float[Tensor, "frame bead 3"],
         key: np.random.Generator,
-    ) -> Float[Tensor, ""]:
+    ) -> Float[Tensor, "frame"]:
         """Mean square of the velocity's error over σ_p², per axis in which beads can move."""
         condition, update = centred(condition), centred(target - condition)
         start = self._noise(condition, key)
         time = torch.from_numpy(key.random(len(condition))).to(condition)
         blur = self.config.sigma_path_nm * centred(normals(key, condition))
         there = condition + torch.lerp(start, update, time[:, None, None]) + blur
-        error = (self.velocity(time, there) - (update - start)).square().sum((1, 2)).mean()
+        error = (self.velocity(time, there) - (update - start)).square().sum((1, 2))
         return error / (self._n_axes(condition) * self.config.sigma_prior_nm**2)
 
     @torch.no_grad()

@@ -132,6 +132,8 @@ class CouplingFlow(ConditionalDensity):
     Raises UnknownBeads where the triangles name beads that there are not, and for frames of another number of beads.
     """
 
+    centred = False
+
     triangles: Tensor
     length_scales: Tensor
     feature_mean: Tensor
@@ -177,10 +179,10 @@ class CouplingFlow(ConditionalDensity):
         target: Float[Tensor, "frame bead 3"],
         condition: Float[Tensor, "frame bead 3"],
         key: np.random.Generator,
-    ) -> Float[Tensor, ""]:
-        """−log κ(y, a | c) for each bead, mean over the frames; a is drawn with ``key``."""
+    ) -> Float[Tensor, "frame"]:
+        """−log κ(y, a | c) for each bead; a is drawn with ``key``."""
         self._refuse_other_beads(target, condition)
-        return -self._joint(target, normals(key, target), condition).mean() / self.n_beads
+        return -self._joint(target, normals(key, target), condition) / self.n_beads
 
     def draw(self, condition: Float[Tensor, "frame bead 3"], key: np.random.Generator) -> Draw:
         """One draw for each frame, its scores gathered on the way from z to y.

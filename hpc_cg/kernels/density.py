@@ -44,7 +44,11 @@ class ConditionalDensity(nn.Module, ABC):
     """κ(y | c) for frames y and c of shape (frame bead 3), nm.
 
     The module's parameters are what is fitted; ``state_dict`` with ``describe`` is all that a checkpoint needs.
+
+    centred   whether y keeps the mean of c over the beads, and moves in the other 3n − 3 dimensions only
     """
+
+    centred: bool
 
     @abstractmethod
     def loss(
@@ -52,8 +56,8 @@ class ConditionalDensity(nn.Module, ABC):
         target: Float[Tensor, "frame bead 3"],
         condition: Float[Tensor, "frame bead 3"],
         key: np.random.Generator,
-    ) -> Float[Tensor, ""]:
-        """A mean over the frames, to be made small by fitting."""
+    ) -> Float[Tensor, "frame"]:
+        """The loss of each frame, whose mean is made small by fitting."""
 
     @abstractmethod
     def draw(self, condition: Float[Tensor, "frame bead 3"], key: np.random.Generator) -> Draw:

@@ -121,9 +121,9 @@ class GaussianKernel(ConditionalDensity):
         target: Float[Tensor, "frame bead 3"],
         condition: Float[Tensor, "frame bead 3"],
         key: np.random.Generator,
-    ) -> Float[Tensor, ""]:
-        """−⟨log κ⟩; it has no parameters to be fitted by it."""
-        return -self.at(target, condition, key).log_density.mean()
+    ) -> Float[Tensor, "frame"]:
+        """−log κ; it has no parameters to be fitted by it."""
+        return -self.at(target, condition, key).log_density
 
     def draw(self, condition: Float[Tensor, "frame bead 3"], key: np.random.Generator) -> Draw:
         """y = A c + b + V^½ ξ."""

@@ -22,8 +22,12 @@ from torch import Tensor
 from hpc_cg.errors import DamagedProduct, MissingInput, NotSealed
 from hpc_cg.files import digest_bytes, explain_write_errors, fsync_folder, read_json, write_bytes, write_json
 from hpc_cg.forcefield.forcefield import ForceField
+from hpc_cg.kernels.density import ConditionalDensity
+from hpc_cg.kernels.learnt import from_description
 
 SEALED = "SEALED"
+DENSITY = "density.json"
+"""How a fitted kernel is used, beside its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,27 @@ def load_forcefield(root: Path, molecule: str | None = None) -> tuple[ForceField
             "train again with this version, or use the version that trained it",
         ) from error
     return forcefield.eval(), step
+
+
+def load_density(root: Path) -> tuple[ConditionalDensity, int]:
+    """The learnt kernel that the newest sealed checkpoint below ``root`` chooses, and its step; raises NotSealed."""
+    found = newest(root)
+    if found is None:
+        raise NotSealed(
+            f"a learnt kernel from {root}", "no sealed checkpoint there", "run the stage flow of this study first"
+        )
+    weights, step = found.chosen
+    try:
+        description = read_json(root / DENSITY) if (root / DENSITY).exists() else found.description
+        density = from_description(description)
+        density.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DamagedProduct(
+            f"the checkpoint {root} at step {found.step}",
+            f"a learnt kernel that this version cannot build ({error})",
+            "fit again with this version, or use the version that fitted it",
+        ) from error
+    return density.eval(), step
 
 
 def _bytes(value: Any) -> bytes:

@@ -213,7 +213,7 @@ def fitted(n_steps: int) -> ConditionalFlow:
         key = stream(0, "fit", place)
         clean, noised = three_beads(192, key)
         optimizer.zero_grad()
-        flow.loss(clean, noised, key).backward()
+        flow.loss(clean, noised, key).mean().backward()
         optimizer.step()
         schedule.step()
     return flow
@@ -239,7 +239,7 @@ def test_a_fitted_network_recovers_the_gaussian_kernel() -> None:
     assert error.square().mean() < 0.15**2 * way.square().mean()
     exact = -torch.linalg.pinv(field.flow_map) @ drawn.condition_score.double()
     assert (drawn.score - exact).square().mean() < 0.15**2 * exact.square().mean()
-    loss = float(flow.loss(clean, noised, stream(3, "loss")).detach())
+    loss = float(flow.loss(clean, noised, stream(3, "loss")).mean().detach())
     assert loss < 1.15 * irreducible_loss(field) < 1.6
 
 

@@ -260,7 +260,7 @@ def fitted() -> CouplingFlow:
         for group in optimizer.param_groups:
             group["lr"] = 8e-3 * (1 + math.cos(math.pi * step / n_steps))
         optimizer.zero_grad()
-        flow.loss(*gaussian_pairs(256, random), random).backward()
+        flow.loss(*gaussian_pairs(256, random), random).mean().backward()
         optimizer.step()
     return flow
 
@@ -351,7 +351,7 @@ def test_the_loss_is_the_mean_over_beads_of_minus_the_joint_log_density() -> Non
     auxiliary = normals(key(), positions)
     standard = (-0.5 * auxiliary.square() - 0.5 * math.log(2 * math.pi)).sum((1, 2))
     expected = -(log_density_by_hand(flow, positions, auxiliary, condition) + standard).mean() / 4
-    torch.testing.assert_close(flow.loss(positions, condition, key()), expected)
+    torch.testing.assert_close(flow.loss(positions, condition, key()).mean(), expected)
 
 
 def test_a_description_and_weights_make_the_same_flow() -> None:

@@ -43,7 +43,7 @@ def drawn(frames: Tensor) -> tuple[Tensor, Tensor, Draw, Tensor]:
             group["lr"] = 4e-3 * (1 + np.cos(np.pi * step / 200))
         clean = frames[0][key.integers(0, len(frames[0]), 128)]
         optimizer.zero_grad()
-        flow.loss(clean, clean + SIGMA_NM * normals(key, clean), key).backward()
+        flow.loss(clean, clean + SIGMA_NM * normals(key, clean), key).mean().backward()
         optimizer.step()
     held, condition = frames[1, ::4], noisy[1, ::4]
     return held, condition, flow.draw(condition, key), flow.at(held, condition, key).log_density
