@@ -7,8 +7,11 @@ import signal
 from collections.abc import Mapping
 from types import FrameType
 
-STOPPABLE = ("reference", "prepare", "kernel", "train", "simulate")
+STOPPABLE = ("reference", "prepare", "flow", "kernel", "train", "simulate")
 """Stages of many items; the others are over in minutes and are not asked to stop."""
+
+WORLDS = ("flow", "train")
+"""Stages whose processes work on one thing together, by torch.distributed."""
 
 heard: list[int] = []
 """The signals that asked to stop so far."""
@@ -32,7 +35,7 @@ def signals_of(stage: str, environ: Mapping[str, str]) -> tuple[signal.Signals, 
     SIGUSR2 always. SIGTERM inside a Slurm job, where it announces the time limit, a preemption or scancel. Training,
     which loses all steps since its last checkpoint, also saves at SIGTERM elsewhere and at Ctrl-C.
     """
-    if stage == "train":
+    if stage in WORLDS:
         return signal.SIGUSR2, signal.SIGTERM, signal.SIGINT
     return (signal.SIGUSR2, signal.SIGTERM) if environ.get("SLURM_JOB_ID") else (signal.SIGUSR2,)
 

@@ -18,7 +18,7 @@ from hpc_cg.stages.progress import Heartbeat, clear_progress
 from hpc_cg.stages.study import ARRAYS, Study
 from jobs.alive import is_gone
 from jobs.allocation import MpiTeam, team_for, who_am_i
-from jobs.asked import STOPPABLE, signals_of
+from jobs.asked import STOPPABLE, WORLDS, signals_of
 from jobs.deadline import Deadline, end_of_allocation
 from jobs.outcome import BEGUN, STOPPED, mark
 from jobs.task import GATHER, Task, compress
@@ -39,8 +39,8 @@ def run_stage(study: Study, stage: str) -> int:
     Returns 0, or PARTIAL where it stopped at a safe place: then the folder is free for the next run.
     """
     _need_stage(study, stage)
-    if stage == "train":
-        return _train(study)
+    if stage in WORLDS:
+        return _train(study, stage)
     team, first, sealed = _team(study, stage)
     if sealed:
         return 0
@@ -178,30 +178,29 @@ def _leave_word(study: Study, word: str) -> None:
         logger.warning("that it has %s could not be written down: %s", word, error)
 
 
-def _train(study: Study) -> int:
+def _train(study: Study, stage: str) -> int:
     from hpc_cg.learning.distributed import join
-    from hpc_cg.stages import train
 
     me = who_am_i(os.environ)
-    first, folder = me.rank == 0, study.folder("train")
+    first, folder = me.rank == 0, study.folder(stage)
     _use_own_gpu()
     world = join(me.rank, me.world_size, me.master_addr, me.master_port)
-    sealed, ends_at = _tell(world, _state(study, "train") if first else (False, None))
+    sealed, ends_at = _tell(world, _state(study, stage) if first else (False, None))
     if sealed:
         world.close()
         return 0
-    deadline = Deadline(folder, ends_at, signals_of("train", os.environ))
+    deadline = Deadline(folder, ends_at, signals_of(stage, os.environ))
     if first:
         _leave_word(study, BEGUN)
-        _begin(study, "train")
+        _begin(study, stage)
     try:
         world.barrier()
-        finished = train.work(study, world, Heartbeat(folder, me.rank), deadline.stop)
+        finished = import_module(f"hpc_cg.stages.{stage}").work(study, world, Heartbeat(folder, me.rank), deadline.stop)
         world.barrier()
         if finished and first:
-            _seal(study, "train")
+            _seal(study, stage)
         if not finished and first:
-            _say_stopped(study, "train")
+            _say_stopped(study, stage)
         world.barrier()
     finally:
         if first:

@@ -155,7 +155,7 @@ def _stores(study: Study, stage: str, with_plan: bool) -> tuple[dict[str, tuple[
     holes: dict[str, tuple[int, ...]] = {}
     faults: list[str] = []
     damaged = False
-    if stage not in ("prepare", "kernel") or (stage == "kernel" and study.tables["kernel"].draws != "stored"):
+    if stage not in ("prepare", "kernel") or (stage == "kernel" and not study.tables["kernel"].is_stored):
         return holes, faults, damaged
     folder = study.folder(stage) / STORE
     for molecule in molecules_of(study.tables["prepare"]):

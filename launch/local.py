@@ -21,6 +21,7 @@ from hpc_cg.stages.product import STOP, make_run_folder
 from hpc_cg.stages.progress import Reading, clear_progress, read_progress
 from hpc_cg.stages.study import Study
 from jobs.alive import is_gone
+from jobs.asked import WORLDS
 from jobs.task import CAMPAIGN
 from launch.family import family, kill
 from launch.interrupts import Interrupts
@@ -137,8 +138,8 @@ def run_stage(study: Study, stage: str, n_ranks: int, view: View) -> Ended:
         try:
             while not _ended_in(process, POLL_S) and not interrupts.asked:
                 view(read_progress(folder))
-            if interrupts.asked and process.returncode is None and stage == "train":
-                _ask_to_save(process, folder, interrupts, view)
+            if interrupts.asked and process.returncode is None and stage in WORLDS:
+                _ask_to_save(process, stage, folder, interrupts, view)
         finally:
             if process.returncode is None:
                 by_itself = False
@@ -150,14 +151,14 @@ def run_stage(study: Study, stage: str, n_ranks: int, view: View) -> Ended:
     return Ended(process.returncode, tail.message if process.returncode else "", tail.log, time.time() - began)
 
 
-def _ask_to_save(process: subprocess.Popen, folder: Path, interrupts: Interrupts, view: View) -> None:
+def _ask_to_save(process: subprocess.Popen, stage: str, folder: Path, interrupts: Interrupts, view: View) -> None:
     """Let training save at its next step; returns when it has ended, when patience has, or at a second Ctrl-C.
 
     Nothing is asked of a training that has not claimed its folder yet: it has nothing to save.
     """
     if owner(folder) is None:
         return
-    view.say("stopping train at the next step… (Ctrl-C again ends it at once)")
+    view.say(f"stopping {stage} at the next step… (Ctrl-C again ends it at once)")
     before, deadline = interrupts.asked, time.monotonic() + SAVE_PATIENCE_S
     stop = folder / STOP
     try:
@@ -167,7 +168,7 @@ def _ask_to_save(process: subprocess.Popen, folder: Path, interrupts: Interrupts
                 return
             view(read_progress(folder))
     except OSError as error:
-        view.say(f"{stop} cannot be written ({error.strerror}), so train is ended without saving")
+        view.say(f"{stop} cannot be written ({error.strerror}), so {stage} is ended without saving")
     finally:
         with suppress(OSError):
             stop.unlink(missing_ok=True)

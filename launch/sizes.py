@@ -19,7 +19,7 @@ def bytes_of(study: Study, stages: Sequence[str]) -> dict[str, str]:
     found = {}
     if "prepare" in stages:
         found["prepare"] = _archive(study)
-    if "kernel" in stages and study.tables["kernel"].draws == "stored":
+    if "kernel" in stages and study.tables["kernel"].is_stored:
         found["kernel"] = "will write a store of labels as large as that of prepare, and half as much again"
     if "simulate" in stages:
         config = study.tables["simulate"]

@@ -26,6 +26,7 @@ STUDY_ARGUMENT = "$1"
 DEFAULTS: dict[str, Resources] = {
     "reference": Resources(tasks_per_node=4, mem_gb=4, time_minutes=240),
     "prepare": Resources(nodes=2, tasks_per_node=16, mem_gb=64, time_minutes=240),
+    "flow": Resources(tasks_per_node=4, cpus_per_task=4, gpus_per_node=4, mem_gb=64, time_minutes=1440),
     "kernel": Resources(nodes=1, tasks_per_node=16, mem_gb=64, time_minutes=240),
     "train": Resources(tasks_per_node=4, cpus_per_task=4, gpus_per_node=4, mem_gb=64, time_minutes=1440),
     "simulate": Resources(tasks_per_node=4, cpus_per_task=4, gpus_per_node=4, mem_gb=64, time_minutes=1440),

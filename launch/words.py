@@ -48,6 +48,12 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(("unreadable_files",), after="unreadable file", some=True),
         Figure(("warnings",), after="warning", some=True),
     ),
+    "flow": (
+        Figure(("kind",)),
+        Figure(("sigma_nm",), "σ", "nm"),
+        Figure(("held_out",), "held-out loss"),
+        Figure(("frames_per_s",), after="frames/s"),
+    ),
     "kernel": (Figure(("kind",), "kind"), Figure(("sigma_nm",), "σ", "nm")),
     "train": (
         Figure(("residual",), "force error", "kJ/mol/nm", root=True),

@@ -17,6 +17,7 @@ import numpy as np
 
 from hpc_cg.campaign.members import Campaign
 from hpc_cg.files import read_json, write_json
+from hpc_cg.stages.kernel import WITHOUT_FORCES
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study
 
@@ -103,7 +104,7 @@ def gather(campaign: Campaign, studies: Sequence[Study]) -> "tuple[Group, ...]":
             rows = [figures_of(study) | excess.get(study.path, {}) for study in mine]
             names = list(dict.fromkeys(name for row in rows for name in row))
             values = {name: tuple(row[name] for row in rows if name in row) for name in names}
-            frames = int(np.mean([read_json(study.folder("train") / "errors.json")["train_frames"] for study in mine]))
+            frames = int(np.mean([frames_of(study) for study in mine]))
             lost = tuple(sum(_summary(study, "simulate")[why] for study in mine) for why in ("mirrored", "diverged"))
             replicas = sum(_summary(study, "simulate")["replicas"] for study in mine)
             found.append(Group(labels, frames, values, UNITS, replicas, *lost))
@@ -150,9 +151,14 @@ def _density(study: Study) -> tuple[Any, ...]:
     return study.fingerprint("prepare"), study.molecule, 0.0 if kernel.kind == "none" else kernel.sigma_nm
 
 
+def frames_of(study: Study) -> int:
+    """Frames of the archive that a study's model was trained on, or its learnt kernel, however many labels it drew."""
+    return read_json(study.folder("flow" if "flow" in study.tables else "train") / "errors.json")["train_frames"]
+
+
 def _knows(study: Study) -> tuple[int, bool]:
     """How much a study's model was told: models that were told more are better known."""
-    return read_json(study.folder("train") / "errors.json")["train_frames"], "forces" in study.tables["kernel"].kind
+    return frames_of(study), study.tables["kernel"].kind not in WITHOUT_FORCES
 
 
 def _forces(studies: Sequence[Study]) -> np.ndarray:

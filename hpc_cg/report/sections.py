@@ -20,7 +20,7 @@ from hpc_cg.analysis.marginals import Marginal, term_label
 from hpc_cg.beads import BeadSystem
 from hpc_cg.report import figures
 from hpc_cg.report.page import Figure, Quarantined, Section
-from hpc_cg.report.tables import Row, Table, judged_row, significant, with_error
+from hpc_cg.report.tables import Row, Table, count, judged_row, significant, with_error
 
 Arrays = Mapping[str, np.ndarray]
 DRAWN = 30
@@ -124,6 +124,32 @@ def forces(
         )
     text += "".join(f" {warning}" for warning in fitted["warnings"])
     return Section("Forces", text=text, tables=tuple(tables), figures=tuple(pictures))
+
+
+def learnt_kernel(record: Mapping[str, Any], fit: Mapping[str, Any]) -> Section:
+    """What the fitted kernel's labels are like, with and without control variates.
+
+    record   of the stage kernel: mean squares with each choice of variates
+    fit      of the stage flow: how the fit ended
+    """
+    names = {0: "Z₁ (noise and kernel)", 1: "Z₂ (mapped forces)"}
+    rows = tuple(
+        (
+            " and ".join(names[number] for number in one["used"]) or "none",
+            _root(one["train"]),
+            _root(one["held_out"]),
+        )
+        for one in record["choices"]
+    )
+    table = Table(
+        ("control variates", "rms label, fitted frames (kJ/mol/nm)", "rms label, held-out frames (kJ/mol/nm)"), rows
+    )
+    text = (
+        f"A {fit['kind']} kernel that undoes noise of {significant(fit['sigma_nm'])} nm, fitted on "
+        f"{count(fit['train_frames'])} frames; the weights of step {count(fit['chosen_step'])}, with a loss of "
+        f"{significant(fit['held_out'])} on held-out frames, draw the labels. The last row is what is used."
+    )
+    return Section("Learnt kernel", text=text, tables=(table,))
 
 
 def training(curves: Sequence[Mapping[str, float]], errors: Mapping[str, Any]) -> Section:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hpc_cg.beads import BeadSystem
     from hpc_cg.learning.labels import Labels
     from hpc_cg.stages.study import Study
+    from hpc_cg.store.dataset import StoreFrames
 
 BESIDE: frozenset[str] = frozenset()
 """Every setting decides the estimates."""
@@ -56,16 +57,20 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     """Compare, integrate, and keep numbers and arrays for the report; one member does it all."""
     from hpc_cg.learning.labels import Labels, label_source
     from hpc_cg.store.dataset import load
+    from hpc_cg.store.layout import STORE
     from hpc_cg.store.writer import epoch_sums
 
     if team.share.index != 0:
         return
     config: AggregateConfig = study.tables["aggregate"]
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
-    frames = load(source.store, study.molecule, study.tables["train"].memory_limit_gb, part=True)
+    limit_gb = study.tables["train"].memory_limit_gb
+    frames = load(source.store, study.molecule, limit_gb, part=True)
     labels, spec = Labels(frames, source.kernel, config.seed), source.spec
+    if "flow" in study.tables:  # the frames that labels were drawn from may be few, and each there often
+        frames = load(study.folder("prepare") / STORE, study.molecule, limit_gb, part=True)
     sizes = {"reference": frames.n_frames, "archive": int(epoch_sums(source.store, spec).counts.sum())}
-    clean, noised = reference_samples(study, labels)
+    clean, noised = reference_samples(study, frames, labels)
     model = model_sample(study)
     steps = 3 if noised is not None else 2
     progress("comparing with the reference", 0, steps, "parts")
@@ -74,7 +79,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         progress("comparing with the noised reference", 1, steps, "parts")
         comparisons["noised"] = _compare(config, noised, model, spec.system)
     progress("integrating forces", steps - 1, steps, "parts")
-    integrations, left_out = integrate(study, labels, spec.system, clean.blocks)
+    integrations, left_out = integrate(study, labels, spec.system, blocks_of(study, labels.frames))
     folder = study.folder("aggregate")
     write_json(
         folder / "estimates.json",
@@ -92,28 +97,32 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     progress("integrating forces", steps, steps, "parts")
 
 
-def reference_samples(study: "Study", labels: "Labels") -> "tuple[Sample, Sample | None]":
-    """The frames loaded, all usable ones of the archive or a part evenly spread: clean, and noised where the kernel is.
+def reference_samples(study: "Study", frames: "StoreFrames", labels: "Labels") -> "tuple[Sample, Sample | None]":
+    """All usable frames of the archive or a part evenly spread; and where labels are, if that is elsewhere.
 
     Positions stay float32, what is measured on them is float64.
     """
-    from hpc_cg.analysis.estimate import contiguous_blocks
     from hpc_cg.analysis.sample import Sample
+
+    clean = Sample(frames.positions, frames.weights.astype(np.float64), blocks_of(study, frames))
+    labelled = labels.frames
+    if labels.kernel is None and labelled.noise is None:
+        return clean, None
+    drawn = np.empty_like(labelled.positions)
+    for part in labels.batches(np.arange(labelled.n_frames), "noised reference", 0, LABEL_BATCH):
+        drawn[part.index] = part.positions
+    return clean, Sample(drawn, labelled.weights.astype(np.float64), blocks_of(study, labelled))
+
+
+def blocks_of(study: "Study", frames: "StoreFrames") -> np.ndarray:
+    """The block of trajectory that each frame is in, for errors."""
+    from hpc_cg.analysis.estimate import contiguous_blocks
     from hpc_cg.archive.catalogue import Catalogue
 
     config: AggregateConfig = study.tables["aggregate"]
-    frames = labels.frames
     stride_ps = Catalogue(Place(study.folder("prepare"), study.molecule).index)[0].stride_ps
     lengths = np.bincount(frames.segment).tolist()
-    blocks = contiguous_blocks(lengths, max(1, round(config.block_ps / stride_ps)))
-    weights = frames.weights.astype(np.float64)
-    clean = Sample(frames.positions, weights, blocks)
-    if labels.kernel is None and frames.noise is None:
-        return clean, None
-    drawn = np.empty_like(frames.positions)
-    for part in labels.batches(np.arange(frames.n_frames), "noised reference", 0, LABEL_BATCH):
-        drawn[part.index] = part.positions
-    return clean, Sample(drawn, weights, blocks)
+    return contiguous_blocks(lengths, max(1, round(config.block_ps / stride_ps)))
 
 
 def model_sample(study: "Study") -> "Sample":

@@ -3,8 +3,11 @@
     none           the mapped forces at the positions of the archive
     noise          positions blurred by σ, labelled with the score of the noise; needs no forces
     noise+forces   the same, with the mapped forces mixed in by the W of least mean square
+    flow           frames drawn by the learnt kernel of stage flow, labelled with its score; needs no forces
+    flow+forces    the same, with the mapped forces mixed in
 
 Labels are drawn here once and stored, or redrawn at each step of the training (``draws``): then this stage only fits W.
+Those of a learnt kernel are always stored.
 """
 
 from collections.abc import Sequence
@@ -19,11 +22,27 @@ from hpc_cg.config import STRICT
 from hpc_cg.errors import MissingForces
 from hpc_cg.files import digest, read_arrays, read_json, write_json
 from hpc_cg.share import Team
-from hpc_cg.stages.molecules import Place, molecules_of
+from hpc_cg.stages.molecules import Place, molecules_of, only_trained
 from hpc_cg.stages.progress import Heartbeat
+
+NOISE = ("noise", "noise+forces")
+"""Kinds that displace frames by noise."""
+
+LEARNT = ("flow", "flow+forces")
+"""Kinds that draw from what stage flow has fitted."""
+
+WITHOUT_FORCES = ("noise", "flow")
+"""Kinds for archives of positions alone."""
+
+KERNEL = "kernel.json"
+"""What was fitted, in the folder of the stage."""
+
+FIT_FRAMES = 4096
+"""Frames, spread over the store, that the weights of control variates are fitted on; half as many are held out."""
 
 if TYPE_CHECKING:
     from hpc_cg.kernels.kernel import Kernel
+    from hpc_cg.kernels.reverse import ReverseKernel
     from hpc_cg.stages.study import Study
     from hpc_cg.store.layout import StoreSpec
 
@@ -36,14 +55,14 @@ BESIDE: frozenset[str] = frozenset()
 class KernelConfig:
     """The table [kernel].
 
-    kind       "none", "noise" or "noise+forces"
-    sigma_nm   standard deviation of the noise (not a variance); nm
+    kind       "none", "noise", "noise+forces", "flow" or "flow+forces"
+    sigma_nm   standard deviation of the noise (not a variance); nm. That of a learnt kernel is flow.sigma_nm
     draws      "redrawn" at each training step, or "stored" once
     ridge      λ of the mixing, (kJ/mol/nm)² per frame and axis
     seed       of stored draws
     """
 
-    kind: Literal["none", "noise", "noise+forces"] = "none"
+    kind: Literal["none", "noise", "noise+forces", "flow", "flow+forces"] = "none"
     sigma_nm: float = Field(default=0.0, ge=0, le=0.1)
     draws: Literal["redrawn", "stored"] = "redrawn"
     ridge: float = Field(default=0.0, ge=0)
@@ -51,11 +70,18 @@ class KernelConfig:
 
     @model_validator(mode="after")
     def _noise_needs_a_width(self) -> "KernelConfig":
-        if self.kind != "none" and self.sigma_nm == 0:
+        if self.kind in LEARNT and self.sigma_nm != 0:
+            raise ValueError(f'kind = "{self.kind}" undoes the noise of flow.sigma_nm: remove sigma_nm here.')
+        if self.kind in NOISE and self.sigma_nm == 0:
             raise ValueError(f'kind = "{self.kind}" needs sigma_nm above 0, e.g. sigma_nm = 0.005.')
         if self.kind == "none" and (self.sigma_nm != 0 or self.draws == "stored"):
             raise ValueError('kind = "none" draws nothing: remove sigma_nm and draws, or choose kind = "noise".')
         return self
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether labels are drawn here, not in training."""
+        return self.draws == "stored" or self.kind in LEARNT
 
 
 def build(config: KernelConfig, second_moment: np.ndarray, temperature_K: float) -> "Kernel":
@@ -71,16 +97,19 @@ def build(config: KernelConfig, second_moment: np.ndarray, temperature_K: float)
     return NoiseKernel(config.sigma_nm, temperature_K, mixing)
 
 
-def stored_spec(config: KernelConfig, source: "StoreSpec", prepared: str) -> "StoreSpec":
-    """The spec of the store of labels: the frames of the source, with a draw of the noise for each."""
+def stored_spec(config: KernelConfig, source: "StoreSpec", lineage: dict[str, str]) -> "StoreSpec":
+    """The spec of the store of labels: the frames of the source, with a draw for each.
+
+    lineage   identities of the products that labels are made from
+    """
     from dataclasses import replace
 
     return replace(
         source,
         arrays=("positions", "noise", "forces"),
-        kernel=f"{config.kind}, sigma {config.sigma_nm} nm",
+        kernel=config.kind + (f", sigma {config.sigma_nm} nm" if config.sigma_nm else ""),
         seed=config.seed,
-        lineage=source.lineage | {"prepare": prepared},
+        lineage=source.lineage | lineage,
     )
 
 
@@ -101,21 +130,24 @@ def lay_out(study: "Study") -> None:
     from hpc_cg.store import layout
 
     config: KernelConfig = study.tables["kernel"]
-    if config.kind != "noise" and not study.tables["prepare"].forces:
+    if config.kind not in WITHOUT_FORCES and not study.tables["prepare"].forces:
+        without = "flow" if config.kind in LEARNT else "noise"
         raise MissingForces(
             f'kernel.kind = "{config.kind}"',
             "a store prepared with prepare.forces = false",
-            'set kernel.kind = "noise", or prepare an archive with forces',
+            f'set kernel.kind = "{without}", or prepare an archive with forces',
         )
-    records = {name: _record(study, kernel, fitted) for name, (kernel, fitted) in _kernels(study).items()}
-    write_json(study.folder("kernel") / "kernel.json", asdict(config) | {"molecules": records})
+    drawn = {"draws": "stored" if config.is_stored else "redrawn"}
+    record = _learnt_record if config.kind in LEARNT else _record
+    records = {name: record(study, name) for name in _molecules(study)}
+    write_json(study.folder("kernel") / KERNEL, asdict(config) | drawn | {"molecules": records})
     for _, spec in _stores(study):
         layout.create(study.folder("kernel") / layout.STORE, spec)
 
 
 def divisible(study: "Study") -> bool:
     """Whether there is work to divide: where labels are drawn anew in training, only W is fitted."""
-    return study.tables["kernel"].draws == "stored"
+    return study.tables["kernel"].is_stored
 
 
 def n_items(study: "Study") -> int:
@@ -142,7 +174,7 @@ def work_on(study: "Study", items: Sequence[int], team: Team, progress: Heartbea
     progress("drawing labels", done, total, "frames")
     for i in team.take(items):
         source, spec, shard = shards[i]
-        label_shard(study, kernels[spec.molecule][0], source, spec, shard)
+        label_shard(study, kernels[spec.molecule], source, spec, shard)
         done += spec.length(shard)
         progress("drawing labels", done, total, "frames")
 
@@ -155,14 +187,44 @@ def gather(study: "Study") -> None:
         writer.summarise(study.folder("kernel") / layout.STORE, spec)
 
 
-def _kernels(study: "Study") -> "dict[str, tuple[Kernel, dict[str, np.ndarray]]]":
-    """The kernel of each molecule, and what its map was fitted on."""
-    found = {}
-    for molecule in molecules_of(study.tables["prepare"]):
-        fitted = read_arrays(Place(study.folder("prepare"), molecule.name).map_arrays)
-        kernel = build(study.tables["kernel"], fitted["second_moment"], study.study.temperature_K)
-        found[molecule.name] = kernel, fitted
-    return found
+def _molecules(study: "Study") -> tuple[str, ...]:
+    """The molecules that get a kernel: all of the study, or the one that a learnt one was fitted to."""
+    if study.tables["kernel"].kind in LEARNT:
+        return (only_trained(study),)
+    return tuple(one.name for one in molecules_of(study.tables["prepare"]))
+
+
+def _kernels(study: "Study") -> "dict[str, Kernel]":
+    """The kernel of each molecule."""
+    config: KernelConfig = study.tables["kernel"]
+    if config.kind in LEARNT:
+        return {
+            name: _learnt(study, read_json(study.folder("kernel") / KERNEL)["molecules"][name])
+            for name in _molecules(study)
+        }
+    moments = {name: _fitted(study, name)["second_moment"] for name in _molecules(study)}
+    return {name: build(config, moment, study.study.temperature_K) for name, moment in moments.items()}
+
+
+def _fitted(study: "Study", molecule: str) -> dict[str, np.ndarray]:
+    """What the map of a molecule was fitted on."""
+    return read_arrays(Place(study.folder("prepare"), molecule).map_arrays)
+
+
+def _learnt(study: "Study", record: dict[str, Any] | None = None) -> "ReverseKernel":
+    """The learnt kernel with the control variates of a record, or without any; on a GPU where there is one."""
+    import torch
+
+    from hpc_cg.kernels.control import Controls
+    from hpc_cg.kernels.reverse import ReverseKernel
+    from hpc_cg.learning.checkpoint import load_density
+
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    density = load_density(study.folder("flow"))[0].to(device)
+    controls = None if record is None else Controls(np.asarray(record["controls"], dtype=np.float64))
+    with_forces = study.tables["kernel"].kind == "flow+forces"
+    sigma_nm = study.tables["flow"].sigma_nm
+    return ReverseKernel(density, sigma_nm, study.study.temperature_K, with_forces, controls, device)
 
 
 def _stores(study: "Study") -> "tuple[tuple[StoreSpec, StoreSpec], ...]":
@@ -172,23 +234,24 @@ def _stores(study: "Study") -> "tuple[tuple[StoreSpec, StoreSpec], ...]":
     from hpc_cg.store.dataset import open_spec
 
     config: KernelConfig = study.tables["kernel"]
-    if config.draws != "stored":
+    if not config.is_stored:
         return ()
     prepared = study.folder("prepare")
-    identity = need_seal(prepared, "kernel").identity
-    sources = [open_spec(prepared / layout.STORE, one.name) for one in molecules_of(study.tables["prepare"])]
-    return tuple((source, stored_spec(config, source, identity)) for source in sources)
+    lineage = {name: need_seal(study.folder(name), "kernel").identity for name in study.upstream("kernel")}
+    sources = [open_spec(prepared / layout.STORE, name) for name in _molecules(study)]
+    return tuple((source, stored_spec(config, source, lineage)) for source in sources)
 
 
 def _shards(study: "Study") -> "list[tuple[StoreSpec, StoreSpec, int]]":
     return [(source, spec, shard) for source, spec in _stores(study) for shard in range(spec.n_shards)]
 
 
-def _record(study: "Study", kernel: "Kernel", fitted: dict[str, np.ndarray]) -> dict[str, Any]:
+def _record(study: "Study", molecule: str) -> dict[str, Any]:
     """W, and the mean square of the labels per frame and axis on frames fitted on and held out, (kJ/mol/nm)²."""
     from hpc_cg.kernels.mixing import label_mean_square
 
     config: KernelConfig = study.tables["kernel"]
+    fitted, kernel = _fitted(study, molecule), _kernels(study)[molecule]
     moments = {"train": fitted["second_moment"], "held_out": fitted["second_moment_held_out"]}
     if config.kind == "none":
         values = {side: float(np.diag(moment).mean()) for side, moment in moments.items()}
@@ -201,15 +264,54 @@ def _record(study: "Study", kernel: "Kernel", fitted: dict[str, np.ndarray]) -> 
     return {"mixing": None if mixing is None else mixing.tolist(), "label_mean_square": values}
 
 
+def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
+    """The weights of the control variates, and what draws of the learnt kernel are like on held-out frames.
+
+    label_mean_square   of the labels, as of other kernels
+    choices             mean square of the labels with each choice of control variates: none, Z₁, Z₂, both
+    """
+    from hpc_cg.frames import BeadFrames
+    from hpc_cg.kernels import control
+    from hpc_cg.randomness import stream
+    from hpc_cg.store import layout
+    from hpc_cg.store.dataset import open_spec
+    from hpc_cg.store.order import spread
+    from hpc_cg.store.stream import HELD_OUT, TRAIN, read_picks
+    from hpc_cg.store.writer import epoch_sums
+
+    store = study.folder("prepare") / layout.STORE
+    spec, kernel = open_spec(store, molecule), _learnt(study)
+    counts, names = epoch_sums(store, spec).counts, tuple(n for n in spec.arrays if n in ("positions", "forces"))
+    moments: dict[int, control.LabelMoments] = {}
+    for side, n_frames in ((TRAIN, FIT_FRAMES), (HELD_OUT, FIT_FRAMES // 2)):
+        picks = spread(counts[:, side], n_frames)
+        chosen = np.arange(sum(len(pick.ranks) for pick in picks))
+        frames = read_picks(store, spec, counts[:, side], side, picks, chosen, names)
+        positions = frames.arrays["positions"]
+        condition = BeadFrames(positions, frames.arrays.get("forces", np.zeros_like(positions)), frames.weights)
+        links = kernel.links(positions, stream(study.tables["kernel"].seed, "control variates", side))
+        moments[side] = kernel.labels(condition, links).moments(frames.weights)
+    choices = control.judge(moments[TRAIN], moments[HELD_OUT], study.tables["kernel"].ridge)
+    best = choices[-1]
+    return {
+        "mixing": None,
+        "controls": best.controls.matrices.tolist(),
+        "label_mean_square": {"train": best.train, "held_out": best.held_out},
+        "choices": [{"used": one.used, "train": one.train, "held_out": one.held_out} for one in choices],
+    }
+
+
 def label_shard(study: "Study", kernel: "Kernel", source: "StoreSpec", spec: "StoreSpec", shard: int) -> None:
     """Draw one label for each frame of a shard and write it; frames that fail get weight zero."""
     from hpc_cg.frames import BeadFrames
     from hpc_cg.randomness import stream
     from hpc_cg.store import layout
-    from hpc_cg.store.dataset import read_shard
+    from hpc_cg.store.subset import read_subset
     from hpc_cg.store.writer import write_shard
 
-    clean = read_shard(study.folder("prepare") / layout.STORE, source, shard)
+    flow = study.tables.get("flow")
+    part = (1, 0) if flow is None else (flow.every, flow.subset)
+    clean = read_subset(study.folder("prepare") / layout.STORE, source, shard, *part)
     positions = clean.arrays["positions"]
     condition = BeadFrames(positions, clean.arrays.get("forces", np.zeros_like(positions)), clean.weights)
     sample = kernel.sample(condition, stream(spec.seed, "noise", shard))
@@ -234,14 +336,15 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
     from hpc_cg.store.dataset import open_spec
 
     folder = study.folder("kernel")
-    fitted = read_json(folder / "kernel.json")
+    fitted = read_json(folder / KERNEL)
+    flow = study.tables.get("flow")
     summary: dict[str, Any] = {
         "kind": fitted["kind"],
-        "sigma_nm": fitted["sigma_nm"],
+        "sigma_nm": fitted["sigma_nm"] if flow is None else flow.sigma_nm,
         "label_mean_square": {name: record["label_mean_square"] for name, record in fitted["molecules"].items()},
     }
     crc: list[Any] = []
-    if study.tables["kernel"].draws == "stored":
+    if study.tables["kernel"].is_stored:
         summary["labelled"] = 0
         for name in fitted["molecules"]:
             spec = open_spec(folder / layout.STORE, name)
@@ -254,7 +357,7 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
 
 def done(study: "Study", items: Sequence[int] | None = None) -> tuple[int, int, str] | None:
     """Shards labelled, of how many; of all, or of some. None where draws are not stored."""
-    if study.tables["kernel"].draws != "stored":
+    if not study.tables["kernel"].is_stored:
         return None
     wanted = set(range(n_items(study))) if items is None else set(items)
     return len(wanted - set(pending(study))), len(wanted), "shards labelled"

@@ -138,6 +138,17 @@ def trained_molecules(study: "Study") -> tuple[Molecule, ...]:
     return tuple(known[name] for name in chosen)
 
 
+def only_trained(study: "Study") -> str:
+    """The only molecule that a study trains on, for what knows one alone. Raises ConfigError."""
+    names = tuple(molecule.name for molecule in trained_molecules(study))
+    if len(names) > 1:
+        raise errors.ConfigError(
+            study.path.name,
+            [f'kernel.kind = "{study.tables["kernel"].kind}" takes one molecule; train.molecules has {len(names)}.'],
+        )
+    return names[0]
+
+
 def simulated_molecule(study: "Study") -> str:
     """The molecule that a study simulates: the one chosen, or the only one that it trains on. Raises ConfigError."""
     names = tuple(molecule.name for molecule in trained_molecules(study))

@@ -61,15 +61,17 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     summary = summary_rows(study, estimates)
     system = open_spec(prepared / STORE, study.molecule).system
     simulate = study.tables["simulate"]
+    record = kernel["molecules"][study.molecule]
     chapters = (
         sections.landscape(arrays),
         sections.local_structure(arrays, system),
         sections.forces(
             read_json(Place(prepared, study.molecule).map_record),
-            kernel["molecules"][study.molecule]["label_mean_square"],
+            record["label_mean_square"],
             estimates["integration"],
             arrays,
         ),
+        sections.learnt_kernel(record, _flow_errors(study)) if "flow" in study.tables else None,
         sections.training(_curves(trained / "curves.jsonl"), read_json(trained / "errors.json")),
         sections.simulation(arrays, simulate.save_ps, simulate.timestep_ps, lost),
         sections.exchange(read_json(simulated / "exchange.json")) if simulate.n_rungs > 1 else None,
@@ -90,6 +92,10 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     write_page(study.folder("report") / PAGE, content)
     write_json(study.folder("report") / "summary.json", summary)
     progress("drawing", 1, 1, "page")
+
+
+def _flow_errors(study: "Study") -> dict[str, Any]:
+    return read_json(study.folder("flow") / "errors.json")
 
 
 def summary_rows(study: "Study", estimates: dict[str, Any]) -> list[tuple[str, str]]:
@@ -144,8 +150,16 @@ def summary_rows(study: "Study", estimates: dict[str, Any]) -> list[tuple[str, s
 
 
 def _subtitle(study: "Study", kernel: dict[str, Any]) -> str:
-    blur = "" if kernel["kind"] == "none" else f", σ = {kernel['sigma_nm']} nm"
-    words = {"none": "mapped forces", "noise": "noise", "noise+forces": "noise with mapped forces"}[kernel["kind"]]
+    flow = study.tables.get("flow")
+    sigma_nm = kernel["sigma_nm"] if flow is None else flow.sigma_nm
+    blur = "" if kernel["kind"] == "none" else f", σ = {sigma_nm} nm"
+    words = {
+        "none": "mapped forces",
+        "noise": "noise",
+        "noise+forces": "noise with mapped forces",
+        "flow": "draws of a learnt kernel",
+        "flow+forces": "draws of a learnt kernel with mapped forces",
+    }[kernel["kind"]]
     names = [molecule.name for molecule in trained_molecules(study)]
     of = f" of {', '.join(names)}" if len(names) > 1 else ""
     return f"{study.molecule} at {study.study.temperature_K:g} K, trained on {words}{of}{blur}"

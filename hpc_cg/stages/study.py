@@ -16,9 +16,10 @@ from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT, parse_tables, read_toml
 from hpc_cg.files import digest, digest_content
-from hpc_cg.stages import aggregate, kernel, molecules, prepare, reference, report, simulate, train
+from hpc_cg.stages import aggregate, flow, kernel, molecules, prepare, reference, report, simulate, train
 from hpc_cg.stages.aggregate import AggregateConfig
-from hpc_cg.stages.kernel import KernelConfig
+from hpc_cg.stages.flow import FlowConfig
+from hpc_cg.stages.kernel import LEARNT, KernelConfig
 from hpc_cg.stages.prepare import PrepareConfig
 from hpc_cg.stages.product import State, read_seal, state
 from hpc_cg.stages.reference import ReferenceConfig
@@ -36,6 +37,7 @@ ARRAYS = ("kernel", "simulate")
 BESIDE: dict[str, frozenset[str]] = {
     "reference": reference.BESIDE,
     "prepare": prepare.BESIDE,
+    "flow": flow.BESIDE,
     "kernel": kernel.BESIDE,
     "train": train.BESIDE,
     "simulate": simulate.BESIDE,
@@ -48,11 +50,12 @@ was begun with others goes on: one that says what a file of a half-made product 
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "reference": (),
     "prepare": ("reference",),
-    "kernel": ("prepare",),
+    "flow": ("prepare",),
+    "kernel": ("prepare", "flow"),
     "train": ("prepare", "kernel"),
     "simulate": ("prepare", "train"),
     "aggregate": ("prepare", "kernel", "train", "simulate"),
-    "report": ("prepare", "kernel", "train", "simulate", "aggregate"),
+    "report": ("prepare", "flow", "kernel", "train", "simulate", "aggregate"),
 }
 """Which sealed products each stage reads."""
 
@@ -75,6 +78,7 @@ TABLES: dict[str, type] = {
     "study": StudyConfig,
     "reference": ReferenceConfig,
     "prepare": PrepareConfig,
+    "flow": FlowConfig,
     "kernel": KernelConfig,
     "train": TrainConfig,
     "simulate": SimulateConfig,
@@ -86,12 +90,14 @@ TABLES: dict[str, type] = {
 class Study:
     """A study file that has been read and found right.
 
+    tables   of its stages; [flow] is one only where the kernel is a learnt one
     places   of products that lie elsewhere than in the run folder, by their stages
     """
 
     def __init__(self, path: Path, tables: dict[str, Any], places: Mapping[str, Path] | None = None):
         self.path = path.resolve()
-        self.tables = tables
+        learnt = tables["kernel"].kind in LEARNT
+        self.tables = {name: table for name, table in tables.items() if learnt or name != "flow"}
         self.study: StudyConfig = tables["study"]
         self.places = places or {}
 
@@ -119,7 +125,10 @@ class Study:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages of this study in order; ``reference`` only where the study makes its own archive."""
+        """The stages of this study in order.
+
+        ``reference`` only where the study makes its own archive, ``flow`` only where its kernel is a learnt one.
+        """
         return tuple(name for name in UPSTREAM if name in self.tables)
 
     def upstream(self, stage: str) -> tuple[str, ...]:
@@ -164,7 +173,8 @@ class Study:
 
     def done(self, stage: str) -> tuple[int, int, str] | None:
         """What a partial stage has finished, of how much, in which unit, by what lies on disk; None if unknown."""
-        counters = {"prepare": prepare.done, "kernel": kernel.done, "simulate": simulate.done, "train": train.done}
+        counters = {"prepare": prepare.done, "kernel": kernel.done, "simulate": simulate.done}
+        counters |= {"flow": flow.done, "train": train.done}
         return counters[stage](self) if stage in counters else None
 
     @property

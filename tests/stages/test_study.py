@@ -119,7 +119,7 @@ def states(folder: Path, stage: str, setting: str, value: object) -> dict[str, S
     return now.states()
 
 
-@pytest.mark.parametrize(("stage", "setting"), [(stage, name) for stage in BESIDE for name in sorted(BESIDE[stage])])
+@pytest.mark.parametrize(("stage", "setting"), [(stage, name) for stage in OTHER for name in sorted(BESIDE[stage])])
 def test_a_setting_that_changes_a_product_by_rounding_at_most_leaves_every_product_sealed(
     sealed: Path, stage: str, setting: str
 ) -> None:
