@@ -52,7 +52,7 @@ def weights(one: Trainer) -> torch.Tensor:
 def gradient(folder: Path, settings: Settings, step: int = 0) -> torch.Tensor:
     one = trainer(folder, settings)
     one.step = step
-    one._gradient([one.members[0].feed.train(step)], [32.0])
+    one.gradient_of([one.members[0].feed.train(step)], [32.0])
     return torch.cat([parameter.grad.flatten() for parameter in one.parameters])
 
 
@@ -156,9 +156,9 @@ def test_the_average_is_what_is_judged_and_simulated_and_the_weights_go_on(tmp_p
         assert torch.equal(value, average) and not torch.equal(value, kept.model[name])
     again = trainer(tmp_path / "judge")
     again.forcefield.load_state_dict(kept.average)
-    assert again._validate()[0].residual == pytest.approx(outcome.validation.residual, rel=1e-6)
+    assert again.validate()[0].residual == pytest.approx(outcome.validation.residual, rel=1e-6)
     again.forcefield.load_state_dict(kept.model)
-    assert again._validate()[0].residual != pytest.approx(outcome.validation.residual, rel=1e-6)
+    assert again.validate()[0].residual != pytest.approx(outcome.validation.residual, rel=1e-6)
 
 
 def test_a_training_that_gets_no_better_ends_early_and_keeps_the_best_weights(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_training_that_gets_no_better_ends_early_and_keeps_the_best_weights(tm
     assert step == outcome.chosen_step
     judge = trainer(tmp_path / "judge")
     judge.forcefield.load_state_dict(loaded.state_dict())
-    assert judge._validate()[0].residual == pytest.approx(best["residual"], rel=1e-6)
+    assert judge.validate()[0].residual == pytest.approx(best["residual"], rel=1e-6)
     again = run(trainer(tmp_path, settings))
     assert again.finished and (again.step, again.chosen_step) == (outcome.step, outcome.chosen_step)
 
@@ -193,7 +193,7 @@ def test_a_frame_that_is_no_number_is_named_with_batches_in_parts_too(tmp_path: 
     source.frames.forces[17] = np.nan
     with pytest.raises(TrainingDiverged, match="segment 0 frame 17"):
         for _ in range(15):
-            one._train_one_step(False)
+            one.advance(False)
 
 
 def test_the_grid_trains_to_the_weights_of_the_filters_themselves(tmp_path: Path) -> None:
