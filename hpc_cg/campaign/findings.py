@@ -146,7 +146,7 @@ def excess_errors(studies: Sequence[Study], groups: Sequence[tuple[str, ...]]) -
 
 
 def _density(study: Study) -> tuple[Any, ...]:
-    """What says which density a study's model aims at: the frames, and the noise on them."""
+    """What says which density a study's model aims at: the frames, and the noise on them; a learnt kernel undoes it."""
     kernel = study.tables["kernel"]
     return study.fingerprint("prepare"), study.molecule, 0.0 if kernel.kind == "none" else kernel.sigma_nm
 

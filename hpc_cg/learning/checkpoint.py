@@ -157,8 +157,7 @@ def load_density(root: Path) -> tuple[ConditionalDensity, int]:
         )
     weights, step = found.chosen
     try:
-        description = read_json(root / DENSITY) if (root / DENSITY).exists() else found.description
-        density = from_description(description)
+        density = from_description(read_json(root / DENSITY))
         density.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise DamagedProduct(

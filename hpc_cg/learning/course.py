@@ -13,15 +13,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from hpc_cg.files import write_text
 from hpc_cg.learning import checkpoint as checkpoints
 from hpc_cg.learning.average import Average
 from hpc_cg.learning.distributed import World, sum_gradients
+from hpc_cg.learning.feed import Feed
 from hpc_cg.learning.schedule import Progress
 from hpc_cg.learning.settings import Settings
+
+NAMED = 5
+"""Frames of each process, and of each molecule, that are named when a training fails."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,14 @@ class Course(ABC):
             )
             checkpoints.save(self.folder, state)
         self.world.barrier()
+
+    def names(self, feed: Feed, bad: Int[np.ndarray, "frame"]) -> list[str]:
+        """Where some of the frames come from that any process found bad; every process calls this."""
+        own = torch.from_numpy(bad[:NAMED]).long()
+        found = torch.zeros((self.world.size, NAMED), dtype=torch.int64)
+        found[self.world.rank, : len(own)] = own + 1  # zero is no frame
+        found = self.world.sum_(found.to(self.device)).cpu()
+        return feed.names((found[found > 0] - 1).numpy())
 
     def cursor(self) -> dict[str, Any]:
         """What goes on besides weights and optimizer, as JSON holds it."""

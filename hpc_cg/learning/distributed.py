@@ -44,6 +44,11 @@ class World:
             dist.destroy_process_group()
 
 
+def own_device() -> torch.device:
+    """Where this process computes: on its GPU where it has one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def join(rank: int, size: int, master_addr: str, master_port: int, timeout_s: float = 600.0) -> World:
     """Meet the other processes; NCCL where there are GPUs, gloo elsewhere. Raises BrokenLaunch."""
     if size > 1:

@@ -4,7 +4,7 @@ The feed gives frames displaced by c = R + σ ξ with the score of that noise as
 R = c + F σ²/kT. So a density is fitted with the order of samples, the streams and the noise of any training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hpc_cg.errors import TrainingDiverged
+from hpc_cg.errors import BadFrames, TrainingDiverged
 from hpc_cg.kernels.density import ConditionalDensity
 from hpc_cg.kernels.noise import NoiseKernel
 from hpc_cg.learning.course import Course, Look
@@ -25,8 +25,6 @@ from hpc_cg.randomness import PerItem
 from hpc_cg.units import kT
 
 CHECK_FRAMES = 32
-NAMED = 5
-"""Frames that are named when a fit fails."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,9 @@ class Fit(Course):
     def run(
         self, report: Callable[[int, str], None], stopped: Callable[[], bool], description: dict[str, Any]
     ) -> FitErrors:
-        """Fit to the end, or until any process is asked to stop; as ``Course.go_on``. Raises TrainingDiverged."""
+        """Fit to the end, or until any process is asked to stop; as ``Course.go_on``. Raises TrainingDiverged and
+        BadFrames with the frames that caused it.
+        """
         last = self.go_on(report, stopped, description)
         held_out = float(last.error if self.best is None else self.best["errors"])
         return FitErrors(self.finished, self.step, self.chosen_step, held_out, self.frames_per_s)
@@ -85,7 +85,10 @@ class Fit(Course):
             batch = self.feed.same(CHECK_FRAMES)
             total, n_frames = float(batch.weights.sum()), len(batch.index)
             check_gradients(lambda part: self._gradient(batch.part(part), total), self.parameters, n_frames, self.world)
-        return self.look()
+        first = self.look()
+        if not np.isfinite(first.error):
+            raise self._bad_held_out()
+        return first
 
     def gradient(self) -> Tensor:
         self._batch = self.feed.train(self.step)
@@ -116,10 +119,25 @@ class Fit(Course):
     @torch.no_grad()
     def diverged(self) -> TrainingDiverged:
         assert self._batch is not None, "a step had a batch"
-        bad = ~torch.isfinite(self.losses(self._batch, "fit", self.step)).cpu().numpy()
-        where = self.feed.names(self._batch.index[np.flatnonzero(bad)[:NAMED]])
+        where = self.names(self.feed, self._bad([self._batch], "fit", self.step))
         return TrainingDiverged(
             f"a finite loss at step {self.step} of the fit",
-            f"none, caused by {', '.join(where) or 'no frame of this process'}",
+            f"none, caused by {', '.join(where) or 'no single frame: the parameters themselves'}",
             "lower flow.learning_rate, or look at those frames; the newest checkpoint is kept",
         )
+
+    @torch.no_grad()
+    def _bad_held_out(self) -> BadFrames:
+        where = self.names(self.feed, self._bad(self.feed.validation(), "held-out fit", 0))
+        return BadFrames(
+            "the loss of held-out frames",
+            f"one that is no number, caused by {', '.join(where) or 'no single frame: their sum'}",
+            "look at those frames in the archive, and at prepare.force_limit",
+        )
+
+    def _bad(self, batches: Sequence[Labelled], purpose: str, step: int) -> np.ndarray:
+        """Which frames have a loss that is no number."""
+        found = [np.arange(0)]
+        for batch in batches:
+            found.append(batch.index[~torch.isfinite(self.losses(batch, purpose, step)).cpu().numpy()])
+        return np.concatenate(found)

@@ -37,8 +37,6 @@ from hpc_cg.learning.mixture import Member
 from hpc_cg.learning.settings import Settings
 
 CHECK_FRAMES = 32
-NAMED = 5
-"""Frames of each process, and of each molecule, that are named when a training fails."""
 
 
 @dataclass(frozen=True)
@@ -262,12 +260,8 @@ class Trainer(Course):
         """Where some of the frames come from that any process found bad; ``bad`` has those of each molecule."""
         names = []
         for member, index in zip(self.members, bad, strict=True):
-            own = torch.from_numpy(index[:NAMED]).long()
-            found = torch.zeros((self.world.size, NAMED), dtype=torch.int64)
-            found[self.world.rank, : len(own)] = own + 1  # zero is no frame
-            found = self.world.sum_(found.to(self.device)).cpu()
             of = f"{member.name}: " if len(self.members) > 1 else ""
-            names += [of + name for name in member.feed.names((found[found > 0] - 1).numpy())]
+            names += [of + name for name in self.names(member.feed, index)]
         return names
 
     @torch.no_grad()

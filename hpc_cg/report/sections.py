@@ -26,17 +26,20 @@ Arrays = Mapping[str, np.ndarray]
 DRAWN = 30
 """Bonds, and angles, that are drawn: of more, some are taken along the chain."""
 
+AGAINST = {"clean": "", "noised": " (noised reference)", "drawn": " (frames that the kernel drew)"}
+"""What is said of an estimate's reference."""
+
 LISTED = 200
 """Runs of quarantined frames that the page names."""
 
 
 def estimate_rows(estimates: Mapping[str, Any]) -> tuple[Row, ...]:
-    """The lines of the table of estimates; those against the noised reference say so."""
+    """The lines of the table of estimates; those against another reference than the clean one say so."""
     rows = []
     for found in estimates["estimates"]:
         estimate = Estimate(**{field.name: found[field.name] for field in fields(Estimate)})
         row = judged_row(Judged(estimate, None if found["floor"] is None else Floor(**found["floor"])))
-        rows.append(replace(row, label=f"{row.label} (noised reference)") if found["against"] == "noised" else row)
+        rows.append(replace(row, label=row.label + AGAINST[found["against"]]))
     return tuple(rows)
 
 

@@ -72,12 +72,13 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     sizes = {"reference": frames.n_frames, "archive": int(epoch_sums(source.store, spec).counts.sum())}
     clean, noised = reference_samples(study, frames, labels)
     model = model_sample(study)
+    against = "drawn" if "flow" in study.tables else "noised"
     steps = 3 if noised is not None else 2
     progress("comparing with the reference", 0, steps, "parts")
     comparisons = {"clean": _compare(config, clean, model, spec.system)}
     if noised is not None:
-        progress("comparing with the noised reference", 1, steps, "parts")
-        comparisons["noised"] = _compare(config, noised, model, spec.system)
+        progress(f"comparing with the {against} reference", 1, steps, "parts")
+        comparisons[against] = _compare(config, noised, model, spec.system)
     progress("integrating forces", steps - 1, steps, "parts")
     integrations, left_out = integrate(study, labels, spec.system, blocks_of(study, labels.frames))
     folder = study.folder("aggregate")
@@ -93,7 +94,8 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
             "left_out": [*left_out, *(text for found in comparisons.values() for text in found.left_out)],
         },
     )
-    write_arrays(folder / "figures.npz", **_figures(config, study, clean, noised, model, spec.system, integrations))
+    target = noised if against == "noised" else None  # a learnt kernel aims at the clean density
+    write_arrays(folder / "figures.npz", **_figures(config, study, clean, target, model, spec.system, integrations))
     progress("integrating forces", steps, steps, "parts")
 
 

@@ -36,7 +36,7 @@ class FlowConfig:
 
     kind             "cnf": a conditional continuous flow, or "coupling": a coupling flow
     sigma_nm         standard deviation of the noise that it undoes; nm
-    n_layers         of the network; 0 for 5 (cnf) or 8 (coupling)
+    n_layers         of the network; 0 for 5 (cnf) or 4 (coupling)
     width            hidden features of the network
     ema              decay of the average of the weights that is judged and used; 0 for the weights themselves
     early_stop       looks without a smaller held-out loss after which fitting ends; 0 for never
@@ -95,10 +95,9 @@ def source_of(study: "Study") -> "LabelSource":
 
 def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[[], bool]) -> bool:
     """Fit to the end, or until asked to stop; returns whether it came to the end."""
-    import torch
-
     from hpc_cg.kernels.learnt import Shape, begin, describe, settled
     from hpc_cg.learning.checkpoint import DENSITY
+    from hpc_cg.learning.distributed import own_device, together
     from hpc_cg.learning.fitting import Fit, pairs_of
     from hpc_cg.learning.opening import Loading, open_feeds
     from hpc_cg.learning.settings import Settings
@@ -106,7 +105,7 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
 
     config: FlowConfig = study.tables["flow"]
     folder, source = study.folder("flow"), source_of(study)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = own_device()
     how = Loading(
         stage="flow",
         batch_size=config.batch_size,
@@ -126,6 +125,12 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
         density = begin(shape, types, config.sigma_nm, *looked_at, config.seed)
         names = set(Settings.__dataclass_fields__)
         settings = Settings(**{name: value for name, value in asdict(config).items() if name in names})
+
+        def settle() -> None:
+            with fit.chosen_in_place():
+                conditions = feed.validation()[0].positions[:SETTLED_ON]
+                write_json(folder / DENSITY, describe(settled(density, conditions, stream(config.seed, "settling"))))
+
         fit = Fit(density, feed, source.kernel, settings, world, folder)
         outcome = fit.run(
             report=lambda step, note: progress(
@@ -136,10 +141,8 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
         )
         if outcome.finished and world.rank == 0:
             progress("choosing steps", settings.steps, settings.steps, "steps")
-            with fit.chosen_in_place():
-                conditions = feed.validation()[0].positions[:SETTLED_ON]
-                settled_as = describe(settled(density, conditions, stream(config.seed, "settling")))
-            write_json(folder / DENSITY, settled_as)
+        if outcome.finished:
+            together("the steps of the flow", lambda: settle() if world.rank == 0 else None, world, device)
     if world.rank == 0 and outcome.finished:
         write_json(
             folder / "errors.json",

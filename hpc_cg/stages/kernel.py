@@ -213,13 +213,13 @@ def _fitted(study: "Study", molecule: str) -> dict[str, np.ndarray]:
 
 def _learnt(study: "Study", record: dict[str, Any] | None = None) -> "ReverseKernel":
     """The learnt kernel with the control variates of a record, or without any; on a GPU where there is one."""
-    import torch
 
     from hpc_cg.kernels.control import Controls
     from hpc_cg.kernels.reverse import ReverseKernel
     from hpc_cg.learning.checkpoint import load_density
+    from hpc_cg.learning.distributed import own_device
 
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = own_device()
     density = load_density(study.folder("flow"))[0].to(device)
     controls = None if record is None else Controls(np.asarray(record["controls"], dtype=np.float64))
     with_forces = study.tables["kernel"].kind == "flow+forces"

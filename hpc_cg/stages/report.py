@@ -100,6 +100,7 @@ def _flow_errors(study: "Study") -> dict[str, Any]:
 
 def summary_rows(study: "Study", estimates: dict[str, Any]) -> list[tuple[str, str]]:
     """What a person asks first, as words and values."""
+    from hpc_cg.report.sections import AGAINST
     from hpc_cg.report.tables import count, significant, with_error
 
     seals = {stage: need_seal(study.folder(stage), "report").summary for stage in study.upstream("report")}
@@ -131,8 +132,9 @@ def summary_rows(study: "Study", estimates: dict[str, Any]) -> list[tuple[str, s
         for row in estimates["estimates"]:
             if row["label"] == label:
                 floor = "" if row["floor"] is None else f"; floor {significant(row['floor']['mean'], 3)}"
-                against = "" if row["against"] == "clean" else " (noised reference)"
-                rows.append((name + against, f"{with_error(row['value'], row['error'])} {row['unit']}{floor}"))
+                rows.append(
+                    (name + AGAINST[row["against"]], f"{with_error(row['value'], row['error'])} {row['unit']}{floor}")
+                )
     rate = simulate["replica_steps_per_s_and_process"]
     rows += [
         (

@@ -307,14 +307,13 @@ def drawn(study: "Study", error: FitFailed, draw: bool) -> FitFailed:
 
 def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[[], bool]) -> bool:
     """Train to the end, or until asked to stop; returns whether it came to the end."""
-    import torch
-
+    from hpc_cg.learning.distributed import own_device
     from hpc_cg.learning.loop import Trainer
     from hpc_cg.learning.settings import Settings
 
     config: TrainConfig = study.tables["train"]
     folder = study.folder("train")
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = own_device()
     with ExitStack() as opened:
         fed = open_feeds(study, world, device, opened)
         try:

@@ -68,7 +68,8 @@ def test_control_variates_make_labels_quieter_and_the_report_says_by_how_much(wh
     found = load(whole.folder("kernel") / "store.zarr", "toy")
     measured = np.square(found.forces[split(found, (20, 4))[1]]).mean()
     assert measured == pytest.approx(record["label_mean_square"]["held_out"], rel=0.15)
-    assert "Learnt kernel" in (whole.folder("report") / "report.html").read_text()
+    page = (whole.folder("report") / "report.html").read_text()
+    assert "Learnt kernel" in page and "frames that the kernel drew" in page and "noised reference" not in page
     assert read_seal(whole.folder("kernel")).summary["sigma_nm"] == 0.003
 
 
