@@ -187,6 +187,8 @@ def read_study(path: Path) -> Study:
     """Read and check a study file; raises ConfigError with all its mistakes, MissingInput."""
     wanted = {name: cls for name, cls in TABLES.items() if name != "reference" or "reference" in read_toml(path)}
     study = Study(path, parse_tables(path, wanted, required=("study", "prepare")))
+    # what tables ask of one another, which else would be said only when the network is trained
+    train.labels_per_use(study)
     if study.tables["train"].molecules or study.tables["simulate"].molecule:
-        molecules.simulated_molecule(study)  # else it would be said only when the network is trained
+        molecules.simulated_molecule(study)
     return study

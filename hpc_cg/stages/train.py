@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT
-from hpc_cg.errors import FitFailed
+from hpc_cg.errors import ConfigError, FitFailed
 from hpc_cg.files import digest, read_json, write_bytes, write_json
 from hpc_cg.stages.molecules import trained_molecules
 from hpc_cg.stages.progress import Heartbeat
@@ -63,7 +63,7 @@ class TrainConfig:
     repulsion_largest_nm  no σ is larger
     cutoff_nm          beads further apart than this do not see one another
     seed               of the initial weights, the order of samples and the noise
-    fraction           of the frames to train on: 1, or one over a whole number k for every k-th of them
+    fraction           of the frames to learn from: 1, or one over a whole number k for every k-th of them
     subset             of fraction 1/k: which one, 0 to k − 1 and round again
     molecule           of the study's several ones, the one to train on; empty where there is only one
     molecules          those that one network is trained on together, each with an equal part of every batch
@@ -193,6 +193,25 @@ class Fed(NamedTuple):
     seed: int
 
 
+def labels_per_use(study: "Study") -> int:
+    """Of so many labels, one is trained on, so that a ``fraction`` of the archive's frames is learnt from.
+
+    Labels of a learnt kernel are made of flow.fraction of these: of a smaller or equal part all labels serve. Raises
+    ConfigError where one part is not within the other.
+    """
+    every, flow = study.tables["train"].every, study.tables.get("flow")
+    made_of = 1 if flow is None else flow.every
+    if max(every, made_of) % min(every, made_of):
+        raise ConfigError(
+            study.path.name,
+            [
+                f"train.fraction is 1/{every} and flow.fraction 1/{made_of}: labels are made of flow.fraction of the "
+                "frames. Make the two the same, or one a whole part of the other."
+            ],
+        )
+    return max(1, every // made_of)
+
+
 def open_feeds(study: "Study", world: "World", device: "torch.device", opened: ExitStack) -> dict[str, Fed]:
     """What the trainer is fed with, by molecule: from memory where all stores fit, else from disk.
 
@@ -209,7 +228,7 @@ def open_feeds(study: "Study", world: "World", device: "torch.device", opened: E
     how = opening.Loading(
         stage="train",
         batch_size=config.molecule_frames,
-        every=config.every,
+        every=labels_per_use(study),
         subset=config.subset,
         memory_limit_gb=config.memory_limit_gb,
         n_streams=config.n_streams,

@@ -11,6 +11,7 @@ from hpc_cg import errors
 from hpc_cg.files import read_json
 from hpc_cg.stages.product import State, read_seal
 from hpc_cg.stages.study import Study, read_study
+from hpc_cg.stages.train import labels_per_use
 from hpc_cg.store.dataset import load, split
 from jobs.run import run_stage
 
@@ -113,3 +114,21 @@ def test_mapped_forces_are_not_mixed_in_where_there_are_none(tmp_path: Path) -> 
     study = run_up_to(read_study(path), "flow")
     with pytest.raises(errors.MissingForces, match='kernel.kind = "flow"'):
         run_stage(study, "kernel")
+
+
+@pytest.mark.parametrize(
+    ("made_of", "learnt_from", "every"), [(0.1, 0.1, 1), (0.1, 1.0, 1), (0.1, 0.01, 10), (1.0, 0.1, 10)]
+)
+def test_labels_of_a_part_of_the_frames_all_serve_where_that_part_is_learnt_from(
+    tmp_path: Path, made_of: float, learnt_from: float, every: int
+) -> None:
+    study = study_of(tmp_path, fraction=made_of)
+    study.path.write_text(study.path.read_text().replace("[train]", f"[train]\nfraction = {learnt_from}"))
+    assert labels_per_use(read_study(study.path)) == every
+
+
+def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    study = study_of(tmp_path, fraction=0.25)
+    study.path.write_text(study.path.read_text().replace("[train]", "[train]\nfraction = 0.1"))
+    with pytest.raises(errors.ConfigError, match=r"flow\.fraction 1/4"):
+        read_study(study.path)
