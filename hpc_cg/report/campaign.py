@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from hpc_cg.report import figures
 from hpc_cg.report.page import Figure, Quarantined, ReportContent, Section
@@ -21,13 +21,17 @@ DRAWN = (
 )
 """Figures that are drawn, and whether on a logarithmic axis."""
 
+TOGETHER = ("bond error, clean reference", "PMF error, clean reference")
+"""What a model must have both small: local and global structure."""
+
 NEEDED_FOR = "excess force error"
 """The figure for which frames are counted."""
 
 NOTES = (
     "A value is the mean over repeats ± their standard deviation, which is the spread of single models, not the error "
     "of the mean; a value without ± is that of one model.",
-    "A model trained on noise aims at the density with noise: judge its divergence against the noised reference.",
+    "A model trained on noise aims at the density with noise: judge its divergence against the noised reference. One "
+    "trained on labels of a learnt kernel aims at the clean density.",
 )
 
 
@@ -69,7 +73,12 @@ def content(
     axes      names of the axes that the groups' labels belong to
     missing   members without figures, and why
     """
-    sections = [_table(axes, groups), *_frames_needed(groups), *([_pictures(groups)] if groups else [])]
+    sections = [
+        _table(axes, groups),
+        *_together(groups),
+        *_frames_needed(groups),
+        *([_pictures(groups)] if groups else []),
+    ]
     done = sum(max((len(x) for x in group.values.values()), default=0) for group in groups)
     return ReportContent(
         title=title,
@@ -139,6 +148,41 @@ def _pictures(groups: Sequence[Group]) -> Section:
     caption = "Means over repeats; bars are one standard deviation of single models."
     image = figures.lines_over_frames(panels, by_size)
     return Section("Against the frames trained on", figures=(Figure("Against the frames trained on", caption, image),))
+
+
+def _together(groups: Sequence[Group]) -> list[Section]:
+    """Errors of local and of global structure against each other; nothing where no group has both."""
+    both = [group for group in groups if all(name in group.values for name in TOGETHER)]
+    clouds, rows = [], []
+    for n_frames in sorted({group.n_frames for group in both}, reverse=True):
+        some = [group for group in both if group.n_frames == n_frames]
+        points = tuple(
+            figures.Point(
+                _line(group, groups),
+                *(group.mean(name) for name in TOGETHER),
+                *(group.spread(name) or 0.0 for name in TOGETHER),
+            )
+            for group in some
+        )
+        front = tuple(pareto_front(np.array([(point.x, point.y) for point in points])).tolist())
+        clouds.append(figures.Cloud(f"{count(n_frames)} frames", points, front))
+        lost = f"{count(sum(one.n_diverged for one in some))} of {count(sum(one.n_replicas for one in some))}"
+        rows.append((count(n_frames), ", ".join(points[place].label for place in front), lost))
+    if not clouds:
+        return []
+    image = figures.errors_together(clouds, *(_title(name, groups) for name in TOGETHER))
+    caption = "Means over repeats; bars are one standard deviation of single models. Lower left is better."
+    words = "Models that no other one of as many frames beats in both errors are on the Pareto front."
+    table = Table(("frames", "on the front", "replicas diverged, of all models"), tuple(rows))
+    title = "Local and global structure"
+    return [Section(title, words, tables=(table,), figures=(Figure(title, caption, image),))]
+
+
+def pareto_front(errors: Float[np.ndarray, "model error"]) -> Int64[np.ndarray, "best"]:
+    """The models that no other has both errors at most as large as, and one of them smaller; ascending."""
+    no_worse = (errors[:, None] <= errors[None]).all(-1)
+    better = (errors[:, None] < errors[None]).any(-1)
+    return np.flatnonzero(~(no_worse & better).any(0))
 
 
 def _lines(name: str, groups: Sequence[Group]) -> dict[str, list[Group]]:

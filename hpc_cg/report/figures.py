@@ -90,6 +90,26 @@ class Panel:
     logarithmic: bool = False
 
 
+@dataclass(frozen=True)
+class Point:
+    """Two errors of one kind of model, each with its spread."""
+
+    label: str
+    x: float
+    y: float
+    x_spread: float = 0.0
+    y_spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """The kinds of models that are compared with one another, and the places of those that none of them dominates."""
+
+    title: str
+    points: tuple[Point, ...]
+    front: tuple[int, ...]
+
+
 def free_energy_pair(
     reference: Float[np.ndarray, "bin bin"],
     model: Float[np.ndarray, "bin bin"],
@@ -247,7 +267,6 @@ def lines_over_frames(panels: Sequence[Panel], by_size: bool = True) -> bytes:
     by_size   False where all were trained on the same number: then the kinds stand side by side
     """
     n_rows = -(-len(panels) // 2)
-    colours = (REFERENCE, MODEL, WARNING, "#009E73", "#CC79A7", NOISED, GREY)
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     with _style():
         figure = Figure(figsize=(WIDTH, 0.6 + 2.6 * n_rows), layout="constrained")
@@ -258,8 +277,8 @@ def lines_over_frames(panels: Sequence[Panel], by_size: bool = True) -> bytes:
                 # side by side, so that bars of equal sizes do not lie on one another
                 x = line.n_frames * 1.06 ** (number - len(labels) / 2) if by_size else np.full(len(line.value), number)
                 ax.errorbar(
-                    x, line.value, line.spread, fmt="o-" if by_size else "o", ms=4, capsize=2.5, lw=1.2,
-                    color=colours[number % len(colours)], label=line.label,
+                    x, line.value, line.spread, ls="-" if by_size else "none", ms=4, capsize=2.5, lw=1.2,
+                    label=line.label, **_look(number),
                 )  # fmt: skip
             if panel.logarithmic:
                 ax.set_yscale("log")
@@ -276,8 +295,48 @@ def lines_over_frames(panels: Sequence[Panel], by_size: bool = True) -> bytes:
             ax.set_ylabel(panel.quantity)
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
-        _legend(figure, *axes[: len(panels)])
+        _legend(figure, *axes[: len(panels)], columns=4)
         return _svg(figure)
+
+
+def errors_together(clouds: Sequence[Cloud], x_quantity: str, y_quantity: str) -> bytes:
+    """Two errors of all models of a campaign, a panel for each cloud, with the front of the best compromises; SVG."""
+    columns = min(3, len(clouds))
+    n_rows = -(-len(clouds) // columns)
+    labels = list(dict.fromkeys(point.label for cloud in clouds for point in cloud.points))
+    with _style():
+        figure = Figure(figsize=(WIDTH, 1.2 + 3.0 * n_rows), layout="constrained")
+        axes = figure.subplots(n_rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for ax, cloud in zip(axes, clouds, strict=False):
+            best = sorted((cloud.points[place].x, cloud.points[place].y) for place in cloud.front)
+            if len(best) > 1:
+                ax.step(*zip(*best, strict=True), where="post", color=GREY, lw=0.9, zorder=0, label="Pareto front")
+            for one in cloud.points:
+                ax.errorbar(
+                    one.x, one.y, one.y_spread, one.x_spread, ls="none", ms=5.5, capsize=2.5, lw=1.2, label=one.label,
+                    **_look(labels.index(one.label)),
+                )  # fmt: skip
+            ax.set_title(cloud.title)
+            ax.set_xscale("log")
+            ax.set_yscale("log")
+            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        low, high = axes[0].get_ylim()
+        if high / low < 30:
+            axes[0].yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+        axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes[0].yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        for ax in axes[len(clouds) :]:
+            ax.set_visible(False)
+        figure.supxlabel(x_quantity, fontsize=9.5)
+        figure.supylabel(y_quantity, fontsize=9.5)
+        _legend(figure, *axes[: len(clouds)], columns=4)
+        return _svg(figure)
+
+
+def _look(number: int) -> dict[str, Any]:
+    """The colour and marker of a kind of model by its number in the legend."""
+    colours = (REFERENCE, MODEL, WARNING, "#009E73", "#CC79A7", NOISED)
+    return {"color": colours[number % len(colours)], "marker": "os^Dv"[number // len(colours) % 5]}
 
 
 def failed_fit(evidence: Evidence) -> bytes:
@@ -357,11 +416,11 @@ def _band(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, colour: str
     ax.plot(x, y, color=colour, label=label or None)
 
 
-def _legend(figure: Figure, *axes: Axes) -> None:
+def _legend(figure: Figure, *axes: Axes, columns: int = 5) -> None:
     """A legend above the axes, where no data is; each name once."""
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside upper right", ncols=5, borderaxespad=0.1)
+        figure.legend(entries.values(), entries.keys(), loc="outside upper right", ncols=columns, borderaxespad=0.1)
 
 
 def _readable_log(ax: Axes) -> None:

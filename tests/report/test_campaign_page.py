@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hpc_cg.report import figures
-from hpc_cg.report.campaign import Group, content, frames_at
+from hpc_cg.report.campaign import Group, content, frames_at, pareto_front
 from hpc_cg.report.page import render
 
 NAME = "excess force error"
@@ -67,3 +67,28 @@ def test_the_page_says_how_many_frames_the_other_labels_need() -> None:
     assert "more than 4,000" in page  # noise never has the error of forces on all frames: 12
     needed = 400 * (51 / 32) ** (np.log(10) / np.log(51 / 20))
     assert f"{needed:,.0f} ({400 / needed:.2f} ×)" in page
+
+
+def both(labels: tuple[str, ...], n_frames: int, bond_nm: float, pmf: float) -> Group:
+    values = {"bond error, clean reference": (bond_nm,), "PMF error, clean reference": (pmf,)}
+    units = {"bond error, clean reference": "nm", "PMF error, clean reference": "kT"}
+    return Group(labels, n_frames, values, units, 10, 0, 3)
+
+
+def test_the_page_says_which_models_no_other_beats_in_both_errors() -> None:
+    groups = (both(("forces",), 400, 1e-4, 1.0), both(("noise",), 400, 4e-3, 0.5), both(("worse",), 400, 5e-3, 0.6))
+    page = render(content("kernels", ("labels",), groups, {}, {}))
+    assert ">forces, noise</td>" in page and "9 of 30" in page
+
+
+def test_a_front_holds_what_nothing_dominates() -> None:
+    errors = np.array([[1.0, 3.0], [2.0, 2.0], [2.0, 2.5], [3.0, 1.0], [3.0, 3.0], [2.0, 2.0]])
+    assert pareto_front(errors).tolist() == [0, 1, 3, 5]  # of two alike both
+
+
+def test_errors_are_drawn_the_same_again() -> None:
+    points = tuple(figures.Point(f"kind {i}", 1e-3 * (i + 1), 1 / (i + 1), 1e-4, 0.1) for i in range(13))
+    clouds = [figures.Cloud(f"{n} frames", points, (0, 12)) for n in (400, 4000, 40000)]
+    image = figures.errors_together(clouds, "bond error (nm)", "PMF error (kT)")
+    assert image == figures.errors_together(clouds, "bond error (nm)", "PMF error (kT)")
+    assert b"Pareto front" in image and b"kind 12" in image and b"bond error (nm)" in image
