@@ -1,5 +1,7 @@
 """Stage flow and the labels that its kernel gives: through to the report, the same for any number of processes."""
 
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +77,19 @@ def test_control_variates_make_labels_quieter_and_the_report_says_by_how_much(wh
 
 
 @pytest.mark.mpi
-def test_labels_are_the_same_bytes_for_one_process_and_three(whole: Study, tmp_path: Path, mpiexec: str) -> None:
+def test_labels_are_the_same_bytes_for_one_process_and_three_and_after_a_kill(
+    whole: Study, tmp_path: Path, mpiexec: str
+) -> None:
     study = study_of(tmp_path, kind="coupling", fraction=0.1, subset=3)
     run_up_to(study, "prepare")
     (study.run_folder / "flow").symlink_to(whole.folder("flow"), target_is_directory=True)
+    process = start(study.path, "kernel", 1, mpiexec)
+    while process.poll() is None and not list(study.folder("kernel").glob("commits/toy/*.json")):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    subprocess.run(["pkill", "-9", "-f", str(study.path)], check=False)
+    assert list(study.folder("kernel").glob("commits/toy/*.json"))
     assert start(study.path, "kernel", 3, mpiexec).wait(120) == 0
     one, three = (load(each.folder("kernel") / "store.zarr", "toy") for each in (whole, study))
     np.testing.assert_array_equal(one.forces, three.forces)
