@@ -40,7 +40,7 @@ def run_stage(study: Study, stage: str) -> int:
     """
     _need_stage(study, stage)
     if stage in WORLDS:
-        return _train(study, stage)
+        return _together(study, stage)
     team, first, sealed = _team(study, stage)
     if sealed:
         return 0
@@ -178,7 +178,8 @@ def _leave_word(study: Study, word: str) -> None:
         logger.warning("that it has %s could not be written down: %s", word, error)
 
 
-def _train(study: Study, stage: str) -> int:
+def _together(study: Study, stage: str) -> int:
+    """A stage whose processes exchange gradients."""
     from hpc_cg.learning.distributed import join
 
     me = who_am_i(os.environ)

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 
 from hpc_cg.errors import ConfigError, HpcCgError
+from jobs.task import CAMPAIGN
+from launch.named import campaign_of, stages_of, study_of, target_of
 from launch.plain import plain
 
 app = typer.Typer(
@@ -21,7 +23,6 @@ app = typer.Typer(
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
-CAMPAIGN = "campaign"
 NOTHING_TO_SUBMIT = "all sealed: nothing to submit"
 STOPPED = "stopped; what is sealed or committed stays: run again to continue"
 
@@ -76,11 +77,11 @@ def _estimate(words: list[str], ranks: int, bandwidth_gb_s: float | None) -> int
 
     from launch.estimate import costs, table_of
 
-    target, path = _target(words)
+    target, path = target_of(words)
     if target not in ("prepare", "all"):
         raise ConfigError("hpc-cg run --estimate", [f"{target} cannot be estimated: only prepare can."])
     n_ranks = ranks or len(os.sched_getaffinity(0))
-    console.print(table_of(costs(_study(path)), n_ranks, bandwidth_gb_s))
+    console.print(table_of(costs(study_of(path)), n_ranks, bandwidth_gb_s))
     return 0
 
 
@@ -90,13 +91,13 @@ def _run(words: list[str], ranks: int) -> int:
     from launch.local import find_mpiexec
     from launch.pipeline import run_stages
 
-    target, path = _target(words)
-    found = _study(path)
+    target, path = target_of(words)
+    found = study_of(path)
     n_ranks = ranks or len(os.sched_getaffinity(0))
     if not ranks and n_ranks > 1 and find_mpiexec() is None:
         console.print("no mpiexec here, so one process (pip install 'hpc-cg\\[mpi]' brings one)", soft_wrap=True)
         n_ranks = 1
-    return run_stages(found, _stages(found, target), n_ranks, console, errors)
+    return run_stages(found, stages_of(found, target), n_ranks, console, errors)
 
 
 def _run_campaign(words: list[str], ranks: int, at_once: int) -> int:
@@ -105,35 +106,7 @@ def _run_campaign(words: list[str], ranks: int, at_once: int) -> int:
     from launch.campaign import run_campaign
 
     n_cores = ranks or len(os.sched_getaffinity(0))
-    return run_campaign(_campaign_of(words, "run"), at_once or n_cores, n_cores, console)
-
-
-def _campaign_of(words: list[str], command: str) -> Any:
-    """The campaign among the words of a command; raises ConfigError, also for a study's file."""
-    from hpc_cg.campaign.members import is_campaign, read_campaign
-
-    files = [Path(word) for word in words if word not in (CAMPAIGN, "all")]
-    typed = f"hpc-cg {command} {' '.join(words)}"
-    if len(files) != 1:
-        raise ConfigError(typed, [f"a campaign is one file. Try: hpc-cg {command} campaign campaign.toml."])
-    if files[0].is_file() and not is_campaign(files[0]):
-        raise ConfigError(typed, [f"{files[0]} is a study, not a campaign. Say: hpc-cg {command} {files[0]}."])
-    return read_campaign(files[0])
-
-
-def _target(words: list[str], command: str = "run") -> tuple[str, Path]:
-    """The stage and the study among the words of a command, in either order; raises ConfigError."""
-    from hpc_cg.stages.study import UPSTREAM
-
-    typed = f"hpc-cg {command} {' '.join(words)}"
-    if len(words) > 2:
-        raise ConfigError(typed, [f"more than a stage and a study file. Try: hpc-cg {command} STAGE study.toml."])
-    if len(words) == 1 and words[0] in (*UPSTREAM, "all") and not Path(words[0]).is_file():
-        raise ConfigError(typed, [f"the study file is missing. Try: {typed} study.toml."])
-    if len(words) == 1:
-        return "all", Path(words[0])
-    stage, study = reversed(words) if words[0].endswith(".toml") and not words[1].endswith(".toml") else words
-    return stage, Path(study)
+    return run_campaign(campaign_of(words, "run"), at_once or n_cores, n_cores, console)
 
 
 ClusterKind = Annotated[str, typer.Option("--cluster", help="slurm, or local: this machine, bounded by its cores.")]
@@ -181,11 +154,11 @@ def submit(
         raise ConfigError("hpc-cg submit --cluster", [f"{cluster} is no kind of cluster. Known: {', '.join(KINDS)}."])
     if CAMPAIGN in words:
         raise typer.Exit(_submit_campaign(words, dry, cluster, site, at_once, say))
-    target, path = _target(words, "submit")
-    found = _study(path, "submit")
+    target, path = target_of(words, "submit")
+    found = study_of(path, "submit")
     if at_once:
         raise ConfigError("hpc-cg submit --at-once", ["only a campaign has members that could wait for one another."])
-    wanted, here = _stages(found, target), this_machine() if cluster == "local" else find_site(path, site)
+    wanted, here = stages_of(found, target), this_machine() if cluster == "local" else find_site(path, site)
     if dry:
         dry_run(found, wanted, here, cluster, say)
         return
@@ -200,7 +173,7 @@ def _submit_campaign(
     from launch.campaign_submit import dry_run_campaign, submit_campaign
     from launch.site import find_site, this_machine
 
-    found = _campaign_of(words, "submit")
+    found = campaign_of(words, "submit")
     here = this_machine() if cluster == "local" else find_site(found.path, site)
     if dry:
         dry_run_campaign(found, here, cluster, say, at_once)
@@ -229,12 +202,12 @@ def cancel(
     from launch.control import cancel_campaign, cancel_jobs
 
     if CAMPAIGN in words:
-        ended = cancel_campaign(_campaign_of(words, "cancel"))
+        ended = cancel_campaign(campaign_of(words, "cancel"))
         console.print(f"cancelled: {plain(ended)}" if ended else "no job of this campaign is in the queue")
         return
-    target, path = _target(words, "cancel")
-    found = _study(path, "cancel")
-    stage = "" if target == "all" else _stages(found, target)[0]
+    target, path = target_of(words, "cancel")
+    found = study_of(path, "cancel")
+    stage = "" if target == "all" else stages_of(found, target)[0]
     cancelled = cancel_jobs(found, stage)
     console.print(f"cancelled: {plain(cancelled)}" if cancelled else "no job of this study is in the queue")
 
@@ -253,8 +226,8 @@ def logs(
     """
     from launch.control import follow_log, newest_log
 
-    found = _study(study)
-    _stages(found, stage)
+    found = study_of(study)
+    stages_of(found, stage)
     path = newest_log(found, stage, job)
     console.print(f"[dim]{plain(str(path))}[/]", soft_wrap=True)
     for line in follow_log(path, lines, follow):
@@ -306,7 +279,7 @@ def _look_at_study(words: list[str], site: Path | None) -> tuple[Any, list[str],
     if len(words) > 1:
         raise ConfigError(f"hpc-cg status {' '.join(words)}", ["status is of one file. Try: hpc-cg status study.toml."])
     path = Path(words[0])
-    told = report(_study(path, "status"), find_site(path, site))
+    told = report(study_of(path, "status"), find_site(path, site))
     return told, status_lines(told, console.width), as_json(told)
 
 
@@ -315,7 +288,7 @@ def _look_at_campaign(words: list[str], site: Path | None) -> tuple[Any, list[st
     from launch.campaign_status import campaign_json, campaign_lines, campaign_report
     from launch.site import find_site
 
-    found = _campaign_of(words, "status")
+    found = campaign_of(words, "status")
     told = campaign_report(found, find_site(found.path, site))
     return told, campaign_lines(told, console.width), campaign_json(told)
 
@@ -352,8 +325,8 @@ def show(
         return
     if every or json:
         raise ConfigError(f"hpc-cg show {target}", ["--all and --json are for archives of trajectories."])
-    found = _study(target)
-    for name in _stages(found, stage or "all"):
+    found = study_of(target)
+    for name in stages_of(found, stage or "all"):
         for line in product_lines(found, name):
             console.print(plain(line), soft_wrap=True)
 
@@ -374,7 +347,7 @@ def export(
     """
     from launch.export import export_forcefield
 
-    for path in export_forcefield(_study(study), to, double):
+    for path in export_forcefield(study_of(study), to, double):
         console.print(f"written: {plain(str(path))}", soft_wrap=True)
 
 
@@ -395,7 +368,7 @@ def audit(
     """
     from launch.inspect import audit_study
 
-    faults = audit_study(_study(study), lambda line: console.print(plain(line), soft_wrap=True), repair)
+    faults = audit_study(study_of(study), lambda line: console.print(plain(line), soft_wrap=True), repair)
     for fault in faults:
         errors.print(f"[red]fault:[/] {plain(fault)}", soft_wrap=True)
     raise typer.Exit(1 if faults else 0)
@@ -435,33 +408,6 @@ def templates(
 
     write_templates(folder)
     console.print(f"written to {plain(str(folder))}")
-
-
-def _study(path: Path, command: str = "") -> Any:
-    """The study in a file; raises ConfigError, for a campaign's with what to say instead.
-
-    command   one that there is for campaigns, too
-    """
-    from hpc_cg.campaign.members import is_campaign, read_campaign
-    from hpc_cg.stages.study import read_study
-
-    if is_campaign(path):
-        instead = [f"say hpc-cg {command} campaign {path}"] if command else []
-        instead.append(f"name one of its members in {read_campaign(path).folder / 'members'}")
-        raise ConfigError(str(path), [f"this is a campaign, not a study: {', or '.join(instead)}."])
-    return read_study(path)
-
-
-def _stages(study: Any, target: str) -> tuple[str, ...]:
-    from difflib import get_close_matches
-
-    if target == "all":
-        return study.stages
-    if target not in study.stages:
-        known = (*study.stages, "all")
-        meant = "".join(f" Did you mean {name}?" for name in get_close_matches(target, known, n=1))
-        raise ConfigError(study.path.name, [f"{target} is no stage of this study.{meant} Known: {', '.join(known)}."])
-    return (target,)
 
 
 def main() -> None:
