@@ -20,6 +20,19 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """The pydantic configuration of every table."""
 
 
+LEAST_SIGMA_NM = 1e-4
+"""A narrower noise than this is a variance by mistake: stiff bonds vary by 0.003 nm, files round to 0.0001 or 0.001 nm."""
+
+
+def refuse_variance(sigma_nm: float) -> None:
+    """Raise ValueError for a standard deviation of noise, nm, that is so small that it must be a variance; 0 is none."""
+    if 0 < sigma_nm < LEAST_SIGMA_NM:
+        raise ValueError(
+            f"sigma_nm = {sigma_nm:g} is less than {LEAST_SIGMA_NM:g} nm, narrower than any bond. It is a standard "
+            f"deviation: if {sigma_nm:g} nm² is the variance, write its square root, sigma_nm = {sigma_nm**0.5:.4g}."
+        )
+
+
 def read_toml(path: Path, what: str = "study") -> dict[str, Any]:
     """The content of a TOML file, the study's or another; raises MissingInput, ConfigError."""
     try:

@@ -6,7 +6,7 @@ Where κ is the law of what was displaced, R has the density of S: labels are of
 one, and the frames that they are at need not be in the archive (Klein et al., arXiv 2506.19628, eqs. 6-8).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from hpc_cg.frames import BeadFrames
 from hpc_cg.kernels import control
 from hpc_cg.kernels.density import ConditionalDensity, Draw
+from hpc_cg.kernels.fitted import Reach
 from hpc_cg.kernels.gaussian import GaussianKernel
 from hpc_cg.kernels.kernel import KernelSample
 
@@ -28,6 +29,7 @@ class ReverseKernel:
     with_forces    whether mapped forces of the condition are mixed in
     controls       weights of the control variates; None for the label alone
     device         that draws are made on
+    reach          of the density: displaced frames beyond have failed; None where it is not known
     """
 
     density: ConditionalDensity
@@ -36,12 +38,16 @@ class ReverseKernel:
     with_forces: bool
     controls: control.Controls | None
     device: torch.device
+    reach: Reach | None = None
 
     def links(self, positions: Float[np.ndarray, "frame bead 3"], key: np.random.Generator) -> tuple[Draw, Draw]:
         """A step by the noise and one back, for each frame (nm)."""
         clean = torch.from_numpy(np.ascontiguousarray(positions, dtype=np.float32)).to(self.device)
         noise = GaussianKernel.noise(clean.shape[1], self.sigma_nm, self.density.centred).to(self.device)
         displaced = noise.draw(clean, key)
+        if self.reach is not None:
+            beyond = ~self.reach.holds(displaced.positions)
+            displaced = replace(displaced, failed=displaced.failed | beyond)
         return displaced, self.density.draw(displaced.positions, key)
 
     def labels(self, condition: BeadFrames, links: tuple[Draw, Draw]) -> control.Labels:

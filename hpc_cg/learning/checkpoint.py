@@ -23,6 +23,7 @@ from hpc_cg.errors import DamagedProduct, MissingInput, NotSealed
 from hpc_cg.files import digest_bytes, explain_write_errors, fsync_folder, read_json, write_bytes, write_json
 from hpc_cg.forcefield.forcefield import ForceField
 from hpc_cg.kernels.density import ConditionalDensity
+from hpc_cg.kernels.fitted import FittedOn
 from hpc_cg.kernels.learnt import from_description
 
 SEALED = "SEALED"
@@ -156,8 +157,10 @@ def load_density(root: Path) -> tuple[ConditionalDensity, int]:
             f"a learnt kernel from {root}", "no sealed checkpoint there", "run the stage flow of this study first"
         )
     weights, step = found.chosen
+    told = read_json(root / DENSITY)
     try:
-        density = from_description(read_json(root / DENSITY))
+        density = from_description(told)
+        _refuse_others_weights(root, found, told, density)
         density.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise DamagedProduct(
@@ -166,6 +169,36 @@ def load_density(root: Path) -> tuple[ConditionalDensity, int]:
             "fit again with this version, or use the version that fitted it",
         ) from error
     return density.eval(), step
+
+
+def fitted_on(root: Path) -> FittedOn | None:
+    """What the learnt kernel below ``root`` was fitted on; None where an earlier version fitted it and kept no word."""
+    found = read_json(root / DENSITY).get("fitted_on")
+    return None if found is None else FittedOn.from_description(found)
+
+
+def _refuse_others_weights(root: Path, found: Checkpoint, told: dict[str, Any], density: ConditionalDensity) -> None:
+    """Raise DamagedProduct where a checkpoint is not that of the kernel which lies beside it."""
+    weights, known = found.chosen[0], density.state_dict()
+    faults = [
+        f"{name} is {tuple(weights[name].shape) if name in weights else 'missing'} in the weights and "
+        f"{tuple(known[name].shape) if name in known else 'unknown'} in {DENSITY}"
+        for name in sorted(weights.keys() | known.keys())
+        if name not in weights or name not in known or weights[name].shape != known[name].shape
+    ]
+    of = (content.get("density", {}) for content in (found.description, told))
+    kept, wanted = ({key: value for key, value in content.items() if key != "integrator"} for content in of)
+    faults += [f"{key} differs" for key in sorted(kept.keys() & wanted.keys()) if kept[key] != wanted[key]]
+    if not faults:
+        return
+    about = told.get("fitted_on", {})
+    whose = f" of {about['molecule']} with {len(about['beads'])} beads" if about else ""
+    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+    raise DamagedProduct(
+        f"the weights of a {told['kind']} kernel{whose} from {root}",
+        f"those of another molecule or shape in step {found.step}: {faults[0]}{more}",
+        "remove that folder and run the stage flow again, or put the study's own checkpoint back",
+    )
 
 
 def _bytes(value: Any) -> bytes:

@@ -116,15 +116,18 @@ def free_energy_pair(
     noised: Float[np.ndarray, "bin bin"] | None = None,
     grid: Grid = ANGLE_GRID,
     limit_kT: float | None = None,
+    names: tuple[str, str, str] | None = None,
 ) -> bytes:
     """Free energies of φ and ψ side by side on one scale, and their difference; PNG.
 
     The arguments are (weighted) counts of ``landscape.histogram``; ``noised`` is the reference with the
     kernel's noise, and where it is given the difference is to it. Bins without frames stay white. The scale
-    ends at ``limit_kT``, or at the highest free energy there is.
+    ends at ``limit_kT``, or at the highest free energy there is. With ``names`` of reference, noised and model the
+    difference is to the reference in any case.
     """
-    target = reference if noised is None else noised
-    surfaces = [("Reference", reference), ("Reference with noise", noised), ("Model", model)]
+    target = reference if noised is None or names is not None else noised
+    first, second, third = names or ("Reference", "Reference with noise", "Model")
+    surfaces = [(first, reference), (second, noised), (third, model)]
     maps = [(title, free_energy(counts)) for title, counts in surfaces if counts is not None]
     top = float(np.ceil(max(np.nanmax(surface) for _, surface in maps))) if limit_kT is None else limit_kT
     with _style():
@@ -133,7 +136,7 @@ def free_energy_pair(
         axes = figure.subplots(1, len(maps) + 1, sharex=True, sharey=True)
         for ax, (title, surface) in zip(axes, maps, strict=False):
             image = _surface(ax, surface, grid, title, "viridis", (0.0, max(top, 1.0)))
-        name = "Model − reference" if noised is None else "Model − with noise"
+        name = f"{third} − {first.lower() if target is reference else 'with noise'}"
         offset = free_energy_shift(target, model)
         change = _surface(axes[-1], offset, grid, name, "RdBu_r", (-3.0, 3.0))
         axes[0].set_ylabel("ψ (degrees)")

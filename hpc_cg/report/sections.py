@@ -18,7 +18,7 @@ from hpc_cg.analysis.integration import PsiIntegration
 from hpc_cg.analysis.landscape import Grid
 from hpc_cg.analysis.marginals import Marginal, term_label
 from hpc_cg.beads import BeadSystem
-from hpc_cg.report import figures
+from hpc_cg.report import figures, learnt
 from hpc_cg.report.page import Figure, Quarantined, Section
 from hpc_cg.report.tables import Row, Table, count, judged_row, significant, with_error
 
@@ -129,30 +129,31 @@ def forces(
     return Section("Forces", text=text, tables=tuple(tables), figures=tuple(pictures))
 
 
-def learnt_kernel(record: Mapping[str, Any], fit: Mapping[str, Any]) -> Section:
-    """What the fitted kernel's labels are like, with and without control variates.
+def learnt_kernel(
+    record: Mapping[str, Any], fit: Mapping[str, Any], drawn: Mapping[str, Any], arrays: Arrays, molecule: str
+) -> Section:
+    """What the fitted kernel's labels are like, with and without control variates, and what it does to the density.
 
-    record   of the stage kernel: mean squares with each choice of variates
+    record   of the stage kernel: mean squares with each choice of variates, and what held-out draws say
     fit      of the stage flow: how the fit ended
+    drawn    of all labels: how many failed, and how far the draws are from the clean frames
+    arrays   counts over φ and ψ of the molecule, where it has these
     """
-    names = {0: "Z₁ (noise and kernel)", 1: "Z₂ (mapped forces)"}
-    rows = tuple(
-        (
-            " and ".join(names[number] for number in one["used"]) or "none",
-            _root(one["train"]),
-            _root(one["held_out"]),
-        )
-        for one in record["choices"]
-    )
-    table = Table(
-        ("control variates", "rms label, fitted frames (kJ/mol/nm)", "rms label, held-out frames (kJ/mol/nm)"), rows
-    )
+    judged = record["judged"]
     text = (
         f"A {fit['kind']} kernel that undoes noise of {significant(fit['sigma_nm'])} nm, fitted on "
         f"{count(fit['train_frames'])} frames; the weights of step {count(fit['chosen_step'])}, with a loss of "
-        f"{significant(fit['held_out'])} on held-out frames, draw the labels. The last row is what is used."
+        f"{significant(fit['held_out'])} on held-out frames, draw the labels. The last choice of control variates is "
+        f"what is used.{learnt.text(judged, drawn)}"
     )
-    return Section("Learnt kernel", text=text, tables=(table,))
+    tables = (learnt.labels(record), learnt.identities(judged), learnt.denoising(judged), learnt.surfaces(drawn))
+    picture = learnt.figure(arrays, molecule)
+    return Section(
+        "Learnt kernel",
+        text=text,
+        tables=tuple(table for table in tables if table is not None),
+        figures=() if picture is None else (picture,),
+    )
 
 
 def training(curves: Sequence[Mapping[str, float]], errors: Mapping[str, Any]) -> Section:
@@ -249,8 +250,9 @@ def left_out(
     unreadable: Sequence[Mapping[str, str]],
     replicas: Sequence[Mapping[str, Any]],
     estimates: Sequence[str],
+    labels: Mapping[str, Any] | None = None,
 ) -> tuple[Quarantined, ...]:
-    """Everything that was left out of the numbers: files, frames, replicas, estimates, and why.
+    """Everything that was left out of the numbers: files, frames, labels, replicas, estimates, and why.
 
     Of a long list of frames the first LISTED runs are named and the others counted.
     """
@@ -260,6 +262,7 @@ def left_out(
         *(Quarantined("file", row["path"], row["reason"]) for row in unreadable),
         *(Quarantined(_frames(row), row["path"], row["reason"]) for row in frames[:LISTED]),
         *([Quarantined(more, "see quarantine.json of the stage prepare", "")] if rest else []),
+        *(learnt.failed(labels) if labels is not None else ()),
         *(Quarantined(f"replica {row['replica']}", f"from step {row['step']}", row["reason"]) for row in replicas),
         *(Quarantined("estimate", "comparison with the reference", text) for text in estimates),
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from hpc_cg.config import STRICT
+from hpc_cg.config import STRICT, refuse_variance
 from hpc_cg.files import digest, read_json, write_json
 from hpc_cg.stages.molecules import only_trained
 from hpc_cg.stages.progress import Heartbeat
@@ -67,6 +67,7 @@ class FlowConfig:
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> "FlowConfig":
+        refuse_variance(self.sigma_nm)
         if abs(self.every * self.fraction - 1) > 2e-3:
             raise ValueError(f"fraction = {self.fraction} is not one over a whole number, as 0.1 or 0.01 are.")
         if self.final_learning_rate > self.learning_rate:
@@ -95,6 +96,7 @@ def source_of(study: "Study") -> "LabelSource":
 
 def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[[], bool]) -> bool:
     """Fit to the end, or until asked to stop; returns whether it came to the end."""
+    from hpc_cg.kernels.fitted import FittedOn, Reach
     from hpc_cg.kernels.learnt import Shape, begin, describe, settled
     from hpc_cg.learning.checkpoint import DENSITY
     from hpc_cg.learning.distributed import own_device, together
@@ -123,13 +125,21 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
         shape, types = Shape(config.kind, config.n_layers, config.width), source.spec.system.types
         looked_at = pairs_of(feed.same(LOOKED_AT), source.kernel)
         density = begin(shape, types, config.sigma_nm, *looked_at, config.seed)
+        fitted_on = FittedOn(
+            source.spec.molecule,
+            source.spec.system.names,
+            config.sigma_nm,
+            study.study.temperature_K,
+            Reach.of(looked_at[1], source.spec.system.bonds),
+        )
         names = set(Settings.__dataclass_fields__)
         settings = Settings(**{name: value for name, value in asdict(config).items() if name in names})
 
         def settle() -> None:
             with fit.chosen_in_place():
                 conditions = feed.validation()[0].positions[:SETTLED_ON]
-                write_json(folder / DENSITY, describe(settled(density, conditions, stream(config.seed, "settling"))))
+                told = describe(settled(density, conditions, stream(config.seed, "settling")))
+                write_json(folder / DENSITY, told | {"fitted_on": asdict(fitted_on)})
 
         fit = Fit(density, feed, source.kernel, settings, world, folder)
         outcome = fit.run(

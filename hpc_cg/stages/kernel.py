@@ -18,10 +18,11 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from hpc_cg.config import STRICT
+from hpc_cg.config import STRICT, refuse_variance
 from hpc_cg.errors import MissingForces
 from hpc_cg.files import digest, read_arrays, read_json, write_json
 from hpc_cg.share import Team
+from hpc_cg.stages import judgement
 from hpc_cg.stages.molecules import Place, molecules_of, only_trained
 from hpc_cg.stages.progress import Heartbeat
 
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
     from hpc_cg.store.layout import StoreSpec
 
 
-BESIDE: frozenset[str] = frozenset()
-"""Every setting decides the labels."""
+BESIDE = frozenset({"failure_budget"})
+"""It judges what failed, and decides nothing of the labels."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -60,6 +61,7 @@ class KernelConfig:
     draws      "redrawn" at each training step, or "stored" once
     ridge      λ of the mixing, (kJ/mol/nm)² per frame and axis
     seed       of stored draws
+    failure_budget   fraction of the frames that may fail to get a stored label
     """
 
     kind: Literal["none", "noise", "noise+forces", "flow", "flow+forces"] = "none"
@@ -67,9 +69,11 @@ class KernelConfig:
     draws: Literal["redrawn", "stored"] = "redrawn"
     ridge: float = Field(default=0.0, ge=0)
     seed: int = Field(default=1, ge=0)
+    failure_budget: float = Field(default=0.001, ge=0, le=1)
 
     @model_validator(mode="after")
     def _noise_needs_a_width(self) -> "KernelConfig":
+        refuse_variance(self.sigma_nm)
         if self.kind in LEARNT and self.sigma_nm != 0:
             raise ValueError(f'kind = "{self.kind}" undoes the noise of flow.sigma_nm: remove sigma_nm here.')
         if self.kind in NOISE and self.sigma_nm == 0:
@@ -140,7 +144,8 @@ def lay_out(study: "Study") -> None:
     drawn = {"draws": "stored" if config.is_stored else "redrawn"}
     record = _learnt_record if config.kind in LEARNT else _record
     records = {name: record(study, name) for name in _molecules(study)}
-    write_json(study.folder("kernel") / KERNEL, asdict(config) | drawn | {"molecules": records})
+    settings = {name: value for name, value in asdict(config).items() if name not in BESIDE}
+    write_json(study.folder("kernel") / KERNEL, settings | drawn | {"molecules": records})
     for _, spec in _stores(study):
         layout.create(study.folder("kernel") / layout.STORE, spec)
 
@@ -183,8 +188,12 @@ def gather(study: "Study") -> None:
     """Add up what the records of the shards say."""
     from hpc_cg.store import layout, writer
 
-    for _, spec in _stores(study):
+    stores, flow = _stores(study), study.tables.get("flow")
+    for _, spec in stores:
         writer.summarise(study.folder("kernel") / layout.STORE, spec)
+    if stores:
+        learnt = (0.0, 1) if flow is None else (flow.sigma_nm, flow.every)
+        judgement.put_together(study.folder("kernel"), study.folder("prepare") / layout.STORE, stores, *learnt)
 
 
 def _molecules(study: "Study") -> tuple[str, ...]:
@@ -216,15 +225,22 @@ def _learnt(study: "Study", record: dict[str, Any] | None = None) -> "ReverseKer
 
     from hpc_cg.kernels.control import Controls
     from hpc_cg.kernels.reverse import ReverseKernel
-    from hpc_cg.learning.checkpoint import load_density
+    from hpc_cg.learning.checkpoint import fitted_on, load_density
     from hpc_cg.learning.distributed import own_device
+    from hpc_cg.store.dataset import open_spec
+    from hpc_cg.store.layout import STORE
 
-    device = own_device()
+    device, name = own_device(), only_trained(study)
+    known = fitted_on(study.folder("flow"))
+    if known is not None:
+        beads = open_spec(study.folder("prepare") / STORE, name).system.names
+        known.refuse_other(name, beads, study.tables["flow"].sigma_nm, study.study.temperature_K)
     density = load_density(study.folder("flow"))[0].to(device)
     controls = None if record is None else Controls(np.asarray(record["controls"], dtype=np.float64))
     with_forces = study.tables["kernel"].kind == "flow+forces"
     sigma_nm = study.tables["flow"].sigma_nm
-    return ReverseKernel(density, sigma_nm, study.study.temperature_K, with_forces, controls, device)
+    reach = None if known is None else known.reach
+    return ReverseKernel(density, sigma_nm, study.study.temperature_K, with_forces, controls, device, reach)
 
 
 def _stores(study: "Study") -> "tuple[tuple[StoreSpec, StoreSpec], ...]":
@@ -269,6 +285,8 @@ def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
 
     label_mean_square   of the labels, as of other kernels
     choices             mean square of the labels with each choice of control variates: none, Z₁, Z₂, both
+    judged              of ``judgement.of_draws``
+    Raises TooManyFailures where a sample shows that more labels will fail than may.
     """
     from hpc_cg.frames import BeadFrames
     from hpc_cg.kernels import control
@@ -282,7 +300,7 @@ def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
     store = study.folder("prepare") / layout.STORE
     spec, kernel = open_spec(store, molecule), _learnt(study)
     counts, names = epoch_sums(store, spec).counts, tuple(n for n in spec.arrays if n in ("positions", "forces"))
-    moments: dict[int, control.LabelMoments] = {}
+    draws: dict[int, judgement.Drawn] = {}
     for side, n_frames in ((TRAIN, FIT_FRAMES), (HELD_OUT, FIT_FRAMES // 2)):
         picks = spread(counts[:, side], n_frames)
         chosen = np.arange(sum(len(pick.ranks) for pick in picks))
@@ -290,14 +308,18 @@ def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
         positions = frames.arrays["positions"]
         condition = BeadFrames(positions, frames.arrays.get("forces", np.zeros_like(positions)), frames.weights)
         links = kernel.links(positions, stream(study.tables["kernel"].seed, "control variates", side))
-        moments[side] = kernel.labels(condition, links).moments(frames.weights)
-    choices = control.judge(moments[TRAIN], moments[HELD_OUT], study.tables["kernel"].ridge)
+        draws[side] = judgement.Drawn(condition, links, kernel.labels(condition, links))
+    config: KernelConfig = study.tables["kernel"]
+    judgement.refuse_failing(kernel, list(draws.values()), config.failure_budget)
+    moments = {side: drawn.labels.moments(drawn.condition.weights) for side, drawn in draws.items()}
+    choices = control.judge(moments[TRAIN], moments[HELD_OUT], config.ridge)
     best = choices[-1]
     return {
         "mixing": None,
         "controls": best.controls.matrices.tolist(),
         "label_mean_square": {"train": best.train, "held_out": best.held_out},
         "choices": [{"used": one.used, "train": one.train, "held_out": one.held_out} for one in choices],
+        "judged": judgement.of_draws(kernel, spec.system, draws[TRAIN], draws[HELD_OUT], choices, config.ridge),
     }
 
 
@@ -327,6 +349,8 @@ def label_shard(study: "Study", kernel: "Kernel", source: "StoreSpec", spec: "St
         segment=clean.segment,
         weights=np.where(sample.failed, 0, clean.weights),
     )
+    if flow is not None:
+        judgement.keep_surface(study.folder("kernel"), source, spec, shard, content, flow.sigma_nm, flow.every)
     write_shard(study.folder("kernel") / layout.STORE, spec, shard, content)
 
 
@@ -345,7 +369,9 @@ def finish(study: "Study") -> tuple[str, dict[str, Any]]:
     }
     crc: list[Any] = []
     if study.tables["kernel"].is_stored:
-        summary["labelled"] = 0
+        drawn = read_json(folder / judgement.DRAWN)
+        judgement.refuse_failed(drawn, study.tables["kernel"].failure_budget)
+        summary["labelled"], summary["failed"] = 0, sum(one["failed"] for one in drawn.values())
         for name in fitted["molecules"]:
             spec = open_spec(folder / layout.STORE, name)
             commits = writer.committed(folder / layout.STORE, spec)

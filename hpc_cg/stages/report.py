@@ -9,11 +9,13 @@ from pydantic.dataclasses import dataclass
 from hpc_cg.config import STRICT
 from hpc_cg.files import digest, digest_bytes, read_arrays, read_json, write_json
 from hpc_cg.share import Team
+from hpc_cg.stages.judgement import DRAWN, SURFACES
 from hpc_cg.stages.molecules import FAULTS, QUARANTINE, Place, trained_molecules
 from hpc_cg.stages.product import need_seal
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
+    from hpc_cg.report.page import Section
     from hpc_cg.stages.study import Study
 
 BESIDE: frozenset[str] = frozenset()
@@ -71,7 +73,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
             estimates["integration"],
             arrays,
         ),
-        sections.learnt_kernel(record, _flow_errors(study)) if "flow" in study.tables else None,
+        _learnt_kernel(study, record) if "flow" in study.tables else None,
         sections.training(_curves(trained / "curves.jsonl"), read_json(trained / "errors.json")),
         sections.simulation(arrays, simulate.save_ps, simulate.timestep_ps, lost),
         sections.exchange(read_json(simulated / "exchange.json")) if simulate.n_rungs > 1 else None,
@@ -84,7 +86,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         estimates_note=sections.sizes_note(estimates),
         sections=tuple(chapter for chapter in chapters if chapter is not None),
         quarantine=sections.left_out(
-            read_json(prepared / QUARANTINE), read_json(prepared / FAULTS), lost, estimates["left_out"]
+            read_json(prepared / QUARANTINE), read_json(prepared / FAULTS), lost, estimates["left_out"], _drawn(study)
         ),
         provenance=provenance(study),
         notes=NOTES,
@@ -94,8 +96,18 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     progress("drawing", 1, 1, "page")
 
 
-def _flow_errors(study: "Study") -> dict[str, Any]:
-    return read_json(study.folder("flow") / "errors.json")
+def _drawn(study: "Study") -> dict[str, Any] | None:
+    """What is known of all stored labels of the molecule; None where they are drawn anew in training."""
+    path = study.folder("kernel") / DRAWN
+    return read_json(path)[study.molecule] if path.exists() else None
+
+
+def _learnt_kernel(study: "Study", record: dict[str, Any]) -> "Section":
+    from hpc_cg.report import sections
+
+    fit, folder = read_json(study.folder("flow") / "errors.json"), study.folder("kernel")
+    drawn = read_json(folder / DRAWN)[study.molecule]
+    return sections.learnt_kernel(record, fit, drawn, read_arrays(folder / SURFACES), study.molecule)
 
 
 def summary_rows(study: "Study", estimates: dict[str, Any]) -> list[tuple[str, str]]:
