@@ -62,7 +62,18 @@ def test_jobs_do_not_know_what_launches_them(path: Path) -> None:
 
 
 def test_stages_do_not_import_one_another() -> None:
-    shared = {"claims", "product", "progress", "study", "molecules", "indexing", "planning", "passes", "gathering", "judgement"}
+    shared = {
+        "claims",
+        "product",
+        "progress",
+        "study",
+        "molecules",
+        "indexing",
+        "planning",
+        "passes",
+        "gathering",
+        "judgement",
+    }
     for path in (ROOT / "hpc_cg/stages").glob("*.py"):
         if path.stem in {*shared, "__init__"}:
             continue

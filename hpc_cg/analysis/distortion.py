@@ -1,11 +1,11 @@
 """What a reverse kernel does to the free energy: the frames it draws beside the clean ones they were drawn for.
 
 A kernel that is right leaves the density as it is. Histograms of clean frames, of the same frames with noise, and of
-draws are compared: over φ and ψ where the molecule has a backbone, else over distances of pairs of beads, 0.01 nm a bin.
-Counts add up over frames, so stores of any size can be judged, shard by shard.
+draws are compared: over φ and ψ where the molecule has a backbone, else over distances of pairs of beads, 0.01 nm a
+bin. Counts add up over frames, so stores of any size can be judged, shard by shard.
 
 The floor is what two independent samples of as many frames would show. Draws keep what their own condition tells, so
-they are no independent sample: a kernel that is right comes out at the floor or below, and what lies above it is distortion.
+they are no independent sample: those of a right kernel lie at the floor or below. What is above it is distortion.
 """
 
 from collections.abc import Callable, Mapping
@@ -112,21 +112,24 @@ class SurfaceSums:
         n_bins = landscape.ANGLE_GRID.n_bins
         shape = (n_bins, n_bins) if residues else (N_BINS,)
         rows = [
-            _values(*one.reshape(len(SAMPLES), *shape), n_clean, n_drawn, seed) for one in self.counts.transpose(1, 0, 2)
+            _values(one.reshape(len(SAMPLES), *shape), n_clean, n_drawn, seed) for one in self.counts.transpose(1, 0, 2)
         ]
         if residues:
             labels = [f"φ, ψ of {one.label}" if len(residues) > 1 else "φ, ψ" for one in residues]
         else:
             labels = [f"distances of {len(rows)} pairs, mean"] if rows else []
             rows = [np.mean(rows, axis=0).tolist()] if rows else []
-        return tuple(Distortion(label, *row, n_clean, n_drawn) for label, row in zip(labels, rows, strict=True))
+        numbers = tuple(Distortion.__dataclass_fields__)[1:-2]
+        return tuple(
+            Distortion(label=label, n_clean=n_clean, n_drawn=n_drawn, **dict(zip(numbers, row, strict=True)))
+            for label, row in zip(labels, rows, strict=True)
+        )
 
 
-def _values(
-    clean: np.ndarray, noised: np.ndarray, drawn: np.ndarray, n_clean: float, n_drawn: float, seed: int
-) -> list[float]:
+def _values(counts: Float64[np.ndarray, "3 *bin"], n_clean: float, n_drawn: float, seed: int) -> list[float]:
     """The numbers of a Distortion in their order."""
-    found = []
+    clean, noised, drawn = counts
+    found: list[float] = []
     for divergence in (landscape.js_divergence, _root):
         floor = counting_floor(divergence, clean, round(n_clean), round(n_drawn), seed, n_clean)
         found += [divergence(clean, noised), divergence(clean, drawn), floor.mean, floor.spread]

@@ -2,9 +2,9 @@
 
 A kernel knows one molecule, one width of noise, one temperature, and conditions like those it was fitted to. These are
 remembered by the distances of pairs of beads: of each pair the least and the largest in some displaced frames. A
-condition in which a distance lies further outside than half of what lies between the two is out of reach. Chance does not
-bring that about: of Gaussian distances 2000 frames span 3.4 standard deviations to either side, so out of reach is beyond
-6.8, where one in 10¹¹ lies.
+condition in which a distance lies further outside than half of what lies between the two is out of reach. Chance does
+not bring that about: of Gaussian distances 2000 frames span 3.4 standard deviations to either side, so out of reach is
+beyond 6.8, where one in 10¹¹ lies.
 """
 
 from collections.abc import Mapping, Sequence

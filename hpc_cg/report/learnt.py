@@ -90,8 +90,11 @@ def surfaces(drawn: Mapping[str, Any]) -> Table | None:
     """Distances of noised and of drawn frames from the clean ones, with the floor; None where there are none."""
     found = drawn.get("surfaces", [])
     rows = tuple(
-        (f"{name}, {one['label']} ({unit})", significant(one[f"noised_{key}"], 3), significant(one[f"drawn_{key}"], 3))
-        + (with_error(one[f"{key}_floor"], one[f"{key}_floor_spread"]),)
+        (
+            f"{name}, {one['label']} ({unit})",
+            *(significant(one[f"{of}_{key}"], 3) for of in ("noised", "drawn")),
+            with_error(one[f"{key}_floor"], one[f"{key}_floor_spread"]),
+        )
         for one in found
         for name, key, unit in (("JS divergence", "js", "nat"), ("free-energy error, root", "pmf", "kT"))
     )
@@ -115,8 +118,8 @@ def text(judged: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
             "right kernel lies at the floor or below."
         )
     return (
-        f" A label is worth as many labels of the noise kernel at the same σ as the ratio of their mean squares says. "
-        f"{failed}{sizes}"
+        " What a label is worth in labels of the noise kernel at the same σ is the ratio of their mean squares: below "
+        f"1 it is the louder one. {failed}{sizes}"
     )
 
 

@@ -141,7 +141,7 @@ def learnt_kernel(
     """
     judged = record["judged"]
     text = (
-        f"A {fit['kind']} kernel that undoes noise of {significant(fit['sigma_nm'])} nm, fitted on "
+        f"A {fit['kind']} kernel that undoes noise of {fit['sigma_nm']:g} nm, fitted on "
         f"{count(fit['train_frames'])} frames; the weights of step {count(fit['chosen_step'])}, with a loss of "
         f"{significant(fit['held_out'])} on held-out frames, draw the labels. The last choice of control variates is "
         f"what is used.{learnt.text(judged, drawn)}"

@@ -49,7 +49,12 @@ class Drawn:
 
 
 def of_draws(
-    kernel: "ReverseKernel", system: "BeadSystem", train: Drawn, held_out: Drawn, choices: "Sequence[Judged]", ridge: float
+    kernel: "ReverseKernel",
+    system: "BeadSystem",
+    train: Drawn,
+    held_out: Drawn,
+    choices: "Sequence[Judged]",
+    ridge: float,
 ) -> dict[str, Any]:
     """What held-out draws say of a kernel, as JSON holds it.
 
@@ -74,7 +79,9 @@ def of_draws(
             "virial": virial.value,
             "virial_error": virial.error,
         },
-        "denoising": [asdict(row) for row in DenoisingSums.of(system, clean, condition, drawn, held_out.weights).table()],
+        "denoising": [
+            asdict(row) for row in DenoisingSums.of(system, clean, condition, drawn, held_out.weights).table()
+        ],
         "labels": worth(kernel, train, held_out, choices, ridge),
     }
 
@@ -176,7 +183,13 @@ def _too_many(budget: float, n_frames: int, found: str) -> TooManyFailures:
 
 
 def keep_surface(
-    folder: Path, source: "StoreSpec", spec: "StoreSpec", shard: int, content: "ShardFrames", sigma_nm: float, every: int
+    folder: Path,
+    source: "StoreSpec",
+    spec: "StoreSpec",
+    shard: int,
+    content: "ShardFrames",
+    sigma_nm: float,
+    every: int,
 ) -> "SurfaceSums":
     """Count the frames of a labelled shard over the landscapes of its molecule, and keep that beside the store.
 
@@ -214,7 +227,9 @@ def put_together(
 
     records, arrays = {}, {}
     for source, spec in stores:
-        before, after = (writer.committed(where, of) for where, of in ((prepared, source), (folder / layout.STORE, spec)))
+        before, after = (
+            writer.committed(where, of) for where, of in ((prepared, source), (folder / layout.STORE, spec))
+        )
         rows = [
             {"shard": shard, "frames": commit.n_good, "failed": commit.n_good - after[shard].n_good}
             for shard, commit in before.items()
