@@ -25,11 +25,11 @@ LEAST_SIGMA_NM = 1e-4
 
 
 def refuse_variance(sigma_nm: float) -> None:
-    """Raise ValueError for a standard deviation of noise, nm, that is so small that it must be a variance; 0 is none."""
+    """Raise ValueError for a standard deviation of noise, nm, so small that it must be a variance; 0 is none."""
     if 0 < sigma_nm < LEAST_SIGMA_NM:
         raise ValueError(
-            f"sigma_nm = {sigma_nm:g} is less than {LEAST_SIGMA_NM:g} nm, far narrower than any bond. It is "
-            f"a standard deviation: where {sigma_nm:g} nm² is the variance, write its root, sigma_nm = {sigma_nm**0.5:.4g}."
+            f"sigma_nm = {sigma_nm:g} is less than {LEAST_SIGMA_NM:g} nm, far narrower than any bond. It is a standard "
+            f"deviation: where {sigma_nm:g} nm² is the variance, write its root, {sigma_nm**0.5:.4g}."
         )
 
 

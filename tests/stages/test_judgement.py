@@ -1,4 +1,4 @@
-"""What stage kernel says of a learnt kernel: right numbers for one that is exact, and labels that failed are counted."""
+"""What stage kernel says of a learnt kernel: theory's numbers for one that is exact, and how many labels failed."""
 
 import json
 import shutil
@@ -211,5 +211,5 @@ def test_a_variance_in_the_place_of_a_width_is_refused(tmp_path: Path, table: st
         path.write_text(path.read_text() + "\n[flow]\nsigma_nm = 2.5e-5\n")
     else:
         path = write_study(tmp_path, archive=False, kernel={"sigma_nm": 2.5e-5})
-    with pytest.raises(errors.ConfigError, match=r"standard deviation.*root, sigma_nm = 0\.005"):
+    with pytest.raises(errors.ConfigError, match=r"standard deviation.*root, 0\.005"):
         read_study(path)
