@@ -42,7 +42,7 @@ def labels(record: Mapping[str, Any]) -> Table:
         "rms label, fitted frames (kJ/mol/nm)",
         "rms label, held-out frames (kJ/mol/nm)",
         "worth so many labels of noise",
-        *(["worth so many of noise with mapped forces"] if mixed else []),
+        *(["worth so many labels of noise with mapped forces"] if mixed else []),
     )
     return Table(header, tuple(rows))
 
