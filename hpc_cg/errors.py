@@ -76,6 +76,10 @@ class UnknownBeads(HpcCgError):
     """A map that selects nothing, or beads that a prior or a kernel does not know."""
 
 
+class UnknownAtoms(HpcCgError):
+    """A molecule that the force field of all atoms has no parameters for."""
+
+
 class InvalidMap(HpcCgError):
     """A pair of coordinate and force maps that gives wrong mean forces."""
 

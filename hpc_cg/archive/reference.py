@@ -158,19 +158,23 @@ def _place(a: np.ndarray, b: np.ndarray, c: np.ndarray, length: float, angle: fl
     return a + length * (np.sin(angle) * turn - np.cos(angle) * along)
 
 
-def _openmm() -> Any:
+def require_openmm(asked: str) -> Any:
+    """OpenMM with what it is used for here; raises MissingExtra, which says what was ``asked``."""
     try:
         import openmm
         import openmm.app
         import openmm.unit
     except ImportError as error:
-        raise MissingExtra(
-            "an all-atom archive made here", "OpenMM is not installed", "run: pip install 'hpc-cg[openmm]'"
-        ) from error
+        raise MissingExtra(asked, "OpenMM is not installed", "run: pip install 'hpc-cg[openmm]'") from error
     return openmm
 
 
-def _force_field() -> Any:
+def _openmm() -> Any:
+    return require_openmm("an all-atom archive made here")
+
+
+def force_field() -> Any:
+    """The force field of the archive that is made here: amber14 with OBC2 solvent; OpenMM must be there."""
     return _openmm().app.ForceField("amber14-all.xml", "implicit/obc2.xml")
 
 
@@ -193,7 +197,7 @@ def _molecule(start: tuple[float, float]) -> Any:
     # Hydrogens are first thrown at random places: fixed ones here, and the caller's generator left as it was.
     kept = random.getstate()
     random.seed(0)
-    modeller.addHydrogens(_force_field(), platform=_openmm().Platform.getPlatformByName("Reference"))
+    modeller.addHydrogens(force_field(), platform=_openmm().Platform.getPlatformByName("Reference"))
     random.setstate(kept)
     assert modeller.topology.getNumAtoms() == 22
     return modeller
@@ -202,7 +206,7 @@ def _molecule(start: tuple[float, float]) -> Any:
 def _simulation(molecule: Any, temperature_K: float, seed: int) -> Any:
     openmm = _openmm()
     app, unit = openmm.app, openmm.unit
-    system = _force_field().createSystem(
+    system = force_field().createSystem(
         molecule.topology,
         nonbondedMethod=app.NoCutoff,
         constraints=app.HBonds,
