@@ -37,6 +37,10 @@ ESTIMATES = {
     ("basin offset (α against the rest)", "clean"): "α basin offset",
     ("bond length, mean Wasserstein distance", "clean"): "bond error, clean reference",
     ("bond length, mean Wasserstein distance", "noised"): "bond error, noised reference",
+    ("backmapped energy, shift of the mean", "clean"): "backmapped energy, shift, clean reference",
+    ("backmapped energy, shift of the mean", "noised"): "backmapped energy, shift, noised reference",
+    ("backmapped energy, Wasserstein distance", "clean"): "backmapped energy, distance, clean reference",
+    ("backmapped energy, Wasserstein distance", "noised"): "backmapped energy, distance, noised reference",
     ("replica time lost, mirrored", "clean"): "replica time lost, mirrored",
     ("replica time lost, diverged", "clean"): "replica time lost, diverged",
 }
@@ -50,6 +54,10 @@ UNITS = {
     "PMF error, noised reference": "kT",
     "bond error, clean reference": "nm",
     "bond error, noised reference": "nm",
+    "backmapped energy, shift, clean reference": "kT",
+    "backmapped energy, shift, noised reference": "kT",
+    "backmapped energy, distance, clean reference": "kJ/mol",
+    "backmapped energy, distance, noised reference": "kJ/mol",
     "explained of the delta forces": "",
 }
 

@@ -175,6 +175,17 @@ def angle_histograms(panels: Sequence[Marginal]) -> bytes:
     return _small_multiples(panels, "angle (degrees)", "density (1/degree)", 180 / np.pi)
 
 
+def energy_histograms(panel: Marginal) -> bytes:
+    """Energies of the model's frames and of the reference's in one picture; edges in kJ/mol; SVG."""
+    with _style():
+        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+        ax = figure.subplots()
+        _densities(ax, panel, 1.0)
+        ax.set(xlabel="energy after minimising (kJ/mol)", ylabel="density (mol/kJ)", ylim=(0, None))
+        _legend(figure, ax)
+        return _svg(figure)
+
+
 def learning_curves(curves: Sequence[LearningCurve]) -> bytes:
     """Training and validation mean squares with the noise floor, and the learning rate below; SVG."""
     with _style():
@@ -375,20 +386,7 @@ def _small_multiples(panels: Sequence[Marginal], xlabel: str, ylabel: str, facto
         figure = Figure(figsize=(WIDTH, 0.6 + 1.75 * n_rows), layout="constrained")
         axes = figure.subplots(n_rows, columns, squeeze=False).ravel()
         for ax, panel in zip(axes, panels, strict=False):
-            kinds = (
-                ("reference", panel.reference),
-                ("reference with noise", panel.noised),
-                ("model", panel.model),
-            )
-            colours = {"reference": REFERENCE, "reference with noise": NOISED, "model": MODEL}
-            for name, density in kinds:
-                if density is None:
-                    continue
-                fill = name == "reference"
-                ax.stairs(
-                    density.density / factor, density.edges * factor, label=name, fill=fill, lw=1.5,
-                    color="#cfd4d8" if fill else colours[name],
-                )  # fmt: skip
+            _densities(ax, panel, factor)
             ax.set_title(panel.label)
             ax.set_ylim(bottom=0)
             ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -399,6 +397,24 @@ def _small_multiples(panels: Sequence[Marginal], xlabel: str, ylabel: str, facto
         figure.supylabel(ylabel, fontsize=9.5)
         _legend(figure, axes[0])
         return _svg(figure)
+
+
+def _densities(ax: Axes, panel: Marginal, factor: float) -> None:
+    """The densities of one coordinate, that of the reference filled; edges in its unit times ``factor``."""
+    kinds = (
+        ("reference", panel.reference),
+        ("reference with noise", panel.noised),
+        ("model", panel.model),
+    )
+    colours = {"reference": REFERENCE, "reference with noise": NOISED, "model": MODEL}
+    for name, density in kinds:
+        if density is None:
+            continue
+        fill = name == "reference"
+        ax.stairs(
+            density.density / factor, density.edges * factor, label=name, fill=fill, lw=1.5,
+            color="#cfd4d8" if fill else colours[name],
+        )  # fmt: skip
 
 
 def _surface(

@@ -20,7 +20,7 @@ from hpc_cg.analysis.marginals import Marginal, term_label
 from hpc_cg.beads import BeadSystem
 from hpc_cg.report import figures, learnt
 from hpc_cg.report.page import Figure, Quarantined, Section
-from hpc_cg.report.tables import Row, Table, count, judged_row, significant, with_error
+from hpc_cg.report.tables import NOTHING, Row, Table, count, judged_row, significant, with_error
 
 Arrays = Mapping[str, np.ndarray]
 DRAWN = 30
@@ -75,6 +75,40 @@ def local_structure(arrays: Arrays, system: BeadSystem) -> Section:
         Figure("Angles", _which("angle", len(system.angles)), angles),
     )
     return Section("Local structure", figures=pictures)
+
+
+def backmapping(found: Mapping[str, Mapping[str, int | float]], arrays: Arrays) -> Section:
+    """Energies of frames whose atoms were rebuilt and minimised around held beads.
+
+    found   of each ensemble: frames, those not minimised and wrong-handed, mean and width of the others (kJ/mol)
+    """
+    words = {"reference": "reference", "noised": "reference with noise", "model": "model"}
+    rows = tuple(
+        (
+            words[name],
+            *(count(int(found[name][key])) for key in ("frames", "failed", "mirrored")),
+            *(significant(found[name][key], 5) if key in found[name] else NOTHING for key in ("mean", "width")),
+        )
+        for name in words
+        if name in found
+    )
+    header = ("frames of", "frames", "not minimised", "wrong-handed", "mean (kJ/mol)", "width (kJ/mol)")
+    text = (
+        "All atoms are rebuilt around the beads, which are held, and minimised in amber14 with OBC2 solvent: beads "
+        "that stand where atoms cannot, as in bonds that are too wide, cost energy. Frames of the reference are "
+        "treated alike. Means and widths are of the frames that were minimised and are not wrong-handed."
+    )
+    pictures: tuple[Figure, ...] = ()
+    if "backmap_edges" in arrays:
+        shapes = {
+            name: Density(arrays["backmap_edges"], arrays[f"backmap_{name}"])
+            for name in words
+            if f"backmap_{name}" in arrays
+        }
+        caption = "Energy of each frame with its atoms rebuilt and minimised around the beads."
+        image = figures.energy_histograms(Marginal("Backmapped energies", **shapes))
+        pictures = (Figure("Backmapped energies", caption, image),)
+    return Section("Backmapped energies", text=text, tables=(Table(header, rows),), figures=pictures)
 
 
 def forces(

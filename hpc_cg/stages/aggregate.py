@@ -17,6 +17,7 @@ from hpc_cg import errors
 from hpc_cg.config import STRICT
 from hpc_cg.files import digest, read_json, write_arrays, write_json
 from hpc_cg.share import Team
+from hpc_cg.stages import backmapping
 from hpc_cg.stages.molecules import Place
 from hpc_cg.stages.progress import Heartbeat
 
@@ -44,12 +45,15 @@ class AggregateConfig:
     bins               bins per axis of the (φ, ψ) histograms, two of them for outliers
     block_ps           length of the reference's blocks in the bootstrap
     resamples          bootstrap draws
+    backmap_frames     frames of the ensemble, and as many of the reference, whose atoms are rebuilt and minimised for
+                       their energies; 0 for none
     """
 
     discard_fraction: float = Field(default=0.1, ge=0, lt=1)
     bins: int = Field(default=64, ge=4)
     block_ps: float = Field(default=100.0, gt=0)
     resamples: int = Field(default=100, ge=10)
+    backmap_frames: int = Field(default=0, ge=0)
     seed: int = Field(default=1, ge=0)
 
 
@@ -73,6 +77,9 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     clean, noised = reference_samples(study, frames, labels)
     model = model_sample(study)
     against = "drawn" if "flow" in study.tables else "noised"
+    target = noised if against == "noised" else None  # a learnt kernel aims at the clean density
+    samples = {"reference": clean, "model": model} | ({} if target is None else {"noised": target})
+    atoms = backmapping.backmapped(study, frames, samples, progress) if config.backmap_frames else None
     steps = 3 if noised is not None else 2
     progress("comparing with the reference", 0, steps, "parts")
     comparisons = {"clean": _compare(config, clean, model, spec.system)}
@@ -81,21 +88,27 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         comparisons[against] = _compare(config, noised, model, spec.system)
     progress("integrating forces", steps - 1, steps, "parts")
     integrations, left_out = integrate(study, labels, spec.system, blocks_of(study, labels.frames))
+    judged = [row for name, found in comparisons.items() for row in _rows(name, found)] + lost_rows(study)
     folder = study.folder("aggregate")
     write_json(
         folder / "estimates.json",
         {
             "sizes": sizes | {"model": len(model.positions), "bins": config.bins},
-            "estimates": [row for name, found in comparisons.items() for row in _rows(name, found)] + lost_rows(study),
+            "estimates": judged + ([] if atoms is None else [*atoms.rows]),
             "integration": {
                 name: {key: value for key, value in asdict(result).items() if isinstance(value, float)}
                 for name, result in integrations.items()
             },
-            "left_out": [*left_out, *(text for found in comparisons.values() for text in found.left_out)],
-        },
+            "left_out": [
+                *left_out,
+                *(text for found in comparisons.values() for text in found.left_out),
+                *(() if atoms is None else atoms.left_out),
+            ],
+        }
+        | ({} if atoms is None else {"backmap": atoms.samples}),
     )
-    target = noised if against == "noised" else None  # a learnt kernel aims at the clean density
-    write_arrays(folder / "figures.npz", **_figures(config, study, clean, target, model, spec.system, integrations))
+    arrays = _figures(config, study, clean, target, model, spec.system, integrations)
+    write_arrays(folder / "figures.npz", **arrays, **({} if atoms is None else atoms.arrays))
     progress("integrating forces", steps, steps, "parts")
 
 

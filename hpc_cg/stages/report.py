@@ -67,6 +67,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     chapters = (
         sections.landscape(arrays),
         sections.local_structure(arrays, system),
+        sections.backmapping(estimates["backmap"], arrays) if "backmap" in estimates else None,
         sections.forces(
             read_json(Place(prepared, study.molecule).map_record),
             record["label_mean_square"],

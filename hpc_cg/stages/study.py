@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT, parse_tables, read_toml
 from hpc_cg.files import digest, digest_content
-from hpc_cg.stages import aggregate, flow, kernel, molecules, prepare, reference, report, simulate, train
+from hpc_cg.stages import aggregate, backmapping, flow, kernel, molecules, prepare, reference, report, simulate, train
 from hpc_cg.stages.aggregate import AggregateConfig
 from hpc_cg.stages.flow import FlowConfig
 from hpc_cg.stages.kernel import LEARNT, KernelConfig
@@ -191,4 +191,5 @@ def read_study(path: Path) -> Study:
     train.labels_per_use(study)
     if study.tables["train"].molecules or study.tables["simulate"].molecule:
         molecules.simulated_molecule(study)
+    backmapping.check(study)
     return study

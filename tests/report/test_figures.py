@@ -52,6 +52,7 @@ DRAWINGS = {
     "bonds": lambda: figures.bond_histograms(marginals(5, noised=True)),
     "one bond": lambda: figures.bond_histograms(marginals(1, noised=False)),
     "angles": lambda: figures.angle_histograms(marginals(9, noised=False)),
+    "energies": lambda: figures.energy_histograms(marginals(1, noised=True)[0]),
     "learning": lambda: figures.learning_curves([curve()]),
     "seeds": lambda: figures.learning_curves([curve(), curve(100)]),
     "integration": lambda: figures.psi_integration(integration()),
