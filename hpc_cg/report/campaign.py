@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64
 
-from hpc_cg.report import figures
+from hpc_cg.report import campaign_figures as figures
 from hpc_cg.report.page import Figure, Quarantined, ReportContent, Section
 from hpc_cg.report.tables import NOTHING, Table, count, significant, with_error
 

@@ -1,13 +1,6 @@
-"""The pictures of a report, from plain arrays to bytes; the only file that imports matplotlib.
+"""The pictures of a study's report, from plain arrays to bytes."""
 
-Line drawings are SVG, images PNG at twice the screen's resolution. The same arrays give the same bytes.
-Colours are those of Okabe and Ito, which people with any colour vision tell apart; the reference is always
-black, the model blue.
-"""
-
-import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,38 +8,14 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from hpc_cg.analysis.integration import PsiIntegration
 from hpc_cg.analysis.landscape import ANGLE_GRID, Grid, free_energy
 from hpc_cg.analysis.marginals import Marginal
 from hpc_cg.forcefield.histograms import Evidence
-
-REFERENCE, MODEL, NOISED, WARNING, GREY = "#1c2126", "#0072B2", "#E69F00", "#D55E00", "#8a939b"
-WIDTH = 9.2
-"""Inches; a point is then as large on the page as the word says."""
-
-STYLE: dict[Any, Any] = {
-    "font.size": 9.5,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#5a636c",
-    "axes.linewidth": 0.8,
-    "axes.labelcolor": REFERENCE,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "xtick.color": "#5a636c",
-    "ytick.color": "#5a636c",
-    "xtick.labelcolor": REFERENCE,
-    "ytick.labelcolor": REFERENCE,
-    "legend.frameon": False,
-    "lines.linewidth": 1.5,
-    "hatch.linewidth": 0.5,
-    "svg.hashsalt": "hpc-cg",
-}
+from hpc_cg.report.drawing import GREY, MODEL, NOISED, REFERENCE, WARNING, WIDTH, legend, png, readable_log, style, svg
 
 
 @dataclass(frozen=True)
@@ -71,45 +40,6 @@ class Stop:
     reason: str
 
 
-@dataclass(frozen=True)
-class Line:
-    """A figure against the number of frames trained on, with the spread of each point."""
-
-    label: str
-    n_frames: Float[np.ndarray, "point"]
-    value: Float[np.ndarray, "point"]
-    spread: Float[np.ndarray, "point"]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One figure of a campaign: what it is, with its unit, and a line for each kind of model."""
-
-    quantity: str
-    lines: tuple[Line, ...]
-    logarithmic: bool = False
-
-
-@dataclass(frozen=True)
-class Point:
-    """Two errors of one kind of model, each with its spread."""
-
-    label: str
-    x: float
-    y: float
-    x_spread: float = 0.0
-    y_spread: float = 0.0
-
-
-@dataclass(frozen=True)
-class Cloud:
-    """The kinds of models that are compared with one another, and the places of those that none of them dominates."""
-
-    title: str
-    points: tuple[Point, ...]
-    front: tuple[int, ...]
-
-
 def free_energy_pair(
     reference: Float[np.ndarray, "bin bin"],
     model: Float[np.ndarray, "bin bin"],
@@ -130,7 +60,7 @@ def free_energy_pair(
     surfaces = [(first, reference), (second, noised), (third, model)]
     maps = [(title, free_energy(counts)) for title, counts in surfaces if counts is not None]
     top = float(np.ceil(max(np.nanmax(surface) for _, surface in maps))) if limit_kT is None else limit_kT
-    with _style():
+    with style():
         # square panels, and room for titles, labels and colour bars
         figure = Figure(figsize=(WIDTH, (WIDTH - 0.7) / (len(maps) + 1) + 1.5), layout="constrained")
         axes = figure.subplots(1, len(maps) + 1, sharex=True, sharey=True)
@@ -151,7 +81,7 @@ def free_energy_pair(
         )
         bar["aspect"] = 20
         figure.colorbar(change, ax=axes[-1], extend="both", label="difference (kT)", **bar)
-        return _png(figure)
+        return png(figure)
 
 
 def free_energy_shift(
@@ -177,18 +107,18 @@ def angle_histograms(panels: Sequence[Marginal]) -> bytes:
 
 def energy_histograms(panel: Marginal) -> bytes:
     """Energies of the model's frames and of the reference's in one picture; edges in kJ/mol; SVG."""
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
         ax = figure.subplots()
         _densities(ax, panel, 1.0)
         ax.set(xlabel="energy after minimising (kJ/mol)", ylabel="density (mol/kJ)", ylim=(0, None))
-        _legend(figure, ax)
-        return _svg(figure)
+        legend(figure, ax)
+        return svg(figure)
 
 
 def learning_curves(curves: Sequence[LearningCurve]) -> bytes:
     """Training and validation mean squares with the noise floor, and the learning rate below; SVG."""
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         colours = (MODEL, "#009E73", "#CC79A7", NOISED, GREY)
@@ -202,13 +132,13 @@ def learning_curves(curves: Sequence[LearningCurve]) -> bytes:
                 top.axhline(curve.noise_floor, color=WARNING, lw=1, ls="--", label="noise floor")
             bottom.plot(curve.step, curve.learning_rate, color=colour)
         top.set_yscale("log")
-        _readable_log(top)
+        readable_log(top)
         top.set_ylabel("mean square (kJ/mol/nm)²")
-        _legend(figure, top)
+        legend(figure, top)
         bottom.set(xlabel="step", ylabel="learning rate")
         if all((curve.learning_rate > 0).all() for curve in curves):
             bottom.set_yscale("log")
-        return _svg(figure)
+        return svg(figure)
 
 
 def replicas_over_time(
@@ -223,7 +153,7 @@ def replicas_over_time(
     quantity   with its unit, e.g. "ψ (degrees)"; ``cyclic`` for one in degrees that closes at ±180
     """
     n_replicas = len(values)
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, float(np.clip(0.9 + 0.05 * n_replicas, 2.4, 6.0))), layout="constrained")
         ax = figure.subplots()
         ax.patch.set(facecolor="white", edgecolor=GREY, hatch="//////", lw=0)
@@ -246,8 +176,8 @@ def replicas_over_time(
         if cyclic:
             bar.locator = MultipleLocator(90)
             bar.update_ticks()
-        _legend(figure, ax)
-        return _png(figure)
+        legend(figure, ax)
+        return png(figure)
 
 
 def psi_integration(labels: PsiIntegration, network: PsiIntegration | None = None) -> bytes:
@@ -258,7 +188,7 @@ def psi_integration(labels: PsiIntegration, network: PsiIntegration | None = Non
     """
     sources = [("labels", labels, MODEL)]
     sources += [] if network is None else [("force field", network, NOISED)]
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         for name, result, colour in sources:
@@ -271,86 +201,8 @@ def psi_integration(labels: PsiIntegration, network: PsiIntegration | None = Non
         right.set(xlabel="ψ (degrees)", ylabel="free energy (kT)")
         for ax in (left, right):
             ax.xaxis.set_major_locator(MultipleLocator(30))
-        _legend(figure, left, right)
-        return _svg(figure)
-
-
-def lines_over_frames(panels: Sequence[Panel], by_size: bool = True) -> bytes:
-    """Figures of a campaign against the frames trained on, two panels in a row; SVG.
-
-    by_size   False where all were trained on the same number: then the kinds stand side by side
-    """
-    n_rows = -(-len(panels) // 2)
-    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
-    with _style():
-        figure = Figure(figsize=(WIDTH, 0.6 + 2.6 * n_rows), layout="constrained")
-        axes = figure.subplots(n_rows, 2, squeeze=False).ravel()
-        for ax, panel in zip(axes, panels, strict=False):
-            for line in panel.lines:
-                number = labels.index(line.label)
-                # side by side, so that bars of equal sizes do not lie on one another
-                x = line.n_frames * 1.06 ** (number - len(labels) / 2) if by_size else np.full(len(line.value), number)
-                ax.errorbar(
-                    x, line.value, line.spread, ls="-" if by_size else "none", ms=4, capsize=2.5, lw=1.2,
-                    label=line.label, **_look(number),
-                )  # fmt: skip
-            if panel.logarithmic:
-                ax.set_yscale("log")
-                _readable_log(ax)
-                ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-                ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-            elif min(line.value.min() for line in panel.lines) < 0:
-                ax.axhline(0, color=GREY, lw=0.8, zorder=0)
-            if by_size:
-                ax.set_xscale("log")
-                ax.set_xlabel("frames trained on")
-            else:
-                ax.set_xticks([])
-            ax.set_ylabel(panel.quantity)
-        for ax in axes[len(panels) :]:
-            ax.set_visible(False)
-        _legend(figure, *axes[: len(panels)], columns=4)
-        return _svg(figure)
-
-
-def errors_together(clouds: Sequence[Cloud], x_quantity: str, y_quantity: str) -> bytes:
-    """Two errors of all models of a campaign, a panel for each cloud, with the front of the best compromises; SVG."""
-    columns = min(3, len(clouds))
-    n_rows = -(-len(clouds) // columns)
-    labels = list(dict.fromkeys(point.label for cloud in clouds for point in cloud.points))
-    with _style():
-        figure = Figure(figsize=(WIDTH, 1.2 + 3.0 * n_rows), layout="constrained")
-        axes = figure.subplots(n_rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-        for ax, cloud in zip(axes, clouds, strict=False):
-            best = sorted((cloud.points[place].x, cloud.points[place].y) for place in cloud.front)
-            if len(best) > 1:
-                ax.step(*zip(*best, strict=True), where="post", color=GREY, lw=0.9, zorder=0, label="Pareto front")
-            for one in cloud.points:
-                ax.errorbar(
-                    one.x, one.y, one.y_spread, one.x_spread, ls="none", ms=5.5, capsize=2.5, lw=1.2, label=one.label,
-                    **_look(labels.index(one.label)),
-                )  # fmt: skip
-            ax.set_title(cloud.title)
-            ax.set_xscale("log")
-            ax.set_yscale("log")
-            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        low, high = axes[0].get_ylim()
-        if high / low < 30:
-            axes[0].yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
-        axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes[0].yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-        for ax in axes[len(clouds) :]:
-            ax.set_visible(False)
-        figure.supxlabel(x_quantity, fontsize=9.5)
-        figure.supylabel(y_quantity, fontsize=9.5)
-        _legend(figure, *axes[: len(clouds)], columns=4)
-        return _svg(figure)
-
-
-def _look(number: int) -> dict[str, Any]:
-    """The colour and marker of a kind of model by its number in the legend."""
-    colours = (REFERENCE, MODEL, WARNING, "#009E73", "#CC79A7", NOISED)
-    return {"color": colours[number % len(colours)], "marker": "os^Dv"[number // len(colours) % 5]}
+        legend(figure, left, right)
+        return svg(figure)
 
 
 def failed_fit(evidence: Evidence) -> bytes:
@@ -361,7 +213,7 @@ def failed_fit(evidence: Evidence) -> bytes:
     span = (0, len(counts)) if not len(filled) else (max(filled[0] - 3, 0), min(filled[-1] + 4, len(counts)))
     top = float(density.max(initial=0.0)) or 1.0
     least = 0.3 * float(density[filled].min(initial=top))
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         for ax, floor in ((left, 0.0), (right, least)):
@@ -374,15 +226,15 @@ def failed_fit(evidence: Evidence) -> bytes:
         right.set(title="the same, logarithmic", yscale="log", ylim=(least, 3 * top))
         if not len(filled):
             left.text(0.5, 0.5, "no frame with a number", transform=left.transAxes, ha="center", color=WARNING)
-        _legend(figure, left)
-        return _png(figure)
+        legend(figure, left)
+        return png(figure)
 
 
 def _small_multiples(panels: Sequence[Marginal], xlabel: str, ylabel: str, factor: float) -> bytes:
     assert panels, "no coordinate to draw"
     columns = min(len(panels), 3 if len(panels) in (3, 5, 6, 9) else 4)
     n_rows = -(-len(panels) // columns)
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 0.6 + 1.75 * n_rows), layout="constrained")
         axes = figure.subplots(n_rows, columns, squeeze=False).ravel()
         for ax, panel in zip(axes, panels, strict=False):
@@ -395,8 +247,8 @@ def _small_multiples(panels: Sequence[Marginal], xlabel: str, ylabel: str, facto
             ax.set_visible(False)
         figure.supxlabel(xlabel, fontsize=9.5)
         figure.supylabel(ylabel, fontsize=9.5)
-        _legend(figure, axes[0])
-        return _svg(figure)
+        legend(figure, axes[0])
+        return svg(figure)
 
 
 def _densities(ax: Axes, panel: Marginal, factor: float) -> None:
@@ -435,22 +287,6 @@ def _band(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, colour: str
     ax.plot(x, y, color=colour, label=label or None)
 
 
-def _legend(figure: Figure, *axes: Axes, columns: int = 5) -> None:
-    """A legend above the axes, where no data is; each name once."""
-    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside upper right", ncols=columns, borderaxespad=0.1)
-
-
-def _readable_log(ax: Axes) -> None:
-    """Plain numbers on a logarithmic axis so short that powers of ten alone would leave no label."""
-    low, high = ax.get_ylim()
-    if high / low < 30:
-        ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 3, 5, 7) if high / low > 3 else "all"))
-        ax.yaxis.set_minor_locator(mpl.ticker.NullLocator())
-        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-
-
 def _span(values: np.ndarray) -> tuple[float, float]:
     known = values[np.isfinite(values)]
     return (float(np.quantile(known, 0.005)), float(np.quantile(known, 0.995))) if len(known) else (0.0, 1.0)
@@ -459,23 +295,3 @@ def _span(values: np.ndarray) -> tuple[float, float]:
 def _time_edges(time: np.ndarray) -> np.ndarray:
     half = (time[1] - time[0]) / 2 if len(time) > 1 else 0.5
     return np.append(time - half, time[-1] + half)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with mpl.rc_context(STYLE):
-        yield
-
-
-def _svg(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
-    target = io.BytesIO()
-    figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
-    return target.getvalue()
-
-
-def _png(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=192, metadata={"Software": None})
-    return target.getvalue()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpc_cg.report import figures
+from hpc_cg.report import campaign_figures as figures
 from hpc_cg.report.campaign import Group, content, frames_at, pareto_front
 from hpc_cg.report.page import render
 
