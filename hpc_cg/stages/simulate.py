@@ -26,7 +26,6 @@ from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
     from hpc_cg.forcefield.forcefield import ForceField
-    from hpc_cg.learning.labels import LabelSource
     from hpc_cg.simulate.engine import Engine
     from hpc_cg.simulate.langevin import Dynamics
     from hpc_cg.simulate.recorder import Maker
@@ -139,30 +138,6 @@ class SimulateConfig:
         return tuple(ids[first : first + self.group_size] for first in range(0, self.n_replicas, self.group_size))
 
 
-def starts(source: "LabelSource", shards: np.ndarray, seed: int, replicas: tuple[int, ...]) -> np.ndarray:
-    """A start for each replica: a frame of the distribution trained on, drawn by the replica's number; nm.
-
-    shards   weight of each shard of the store: first one of them is drawn, then a frame of it, so that no more is read
-    """
-    from hpc_cg.learning.labels import labelled
-    from hpc_cg.randomness import stream
-    from hpc_cg.store.dataset import read_frames
-
-    store, spec, kernel = source.store, source.spec, source.kernel
-    rows = []
-    for replica in replicas:
-        key = stream(seed, "start", replica)
-        first, stop = spec.frames_of(int(key.choice(len(shards), p=shards / shards.sum())))
-        weights = read_frames(store, spec, first, stop, ()).weights.astype(np.float64)
-        frame = first + int(key.choice(len(weights), p=weights / weights.sum()))
-        found = read_frames(store, spec, frame, frame + 1, source.names).arrays
-        noise = found.get("noise")
-        if kernel is not None:
-            noise = kernel.draw(found["positions"].shape, stream(seed, "start noise", replica))
-        rows.append(labelled(kernel, found["positions"], noise, found.get("forces"))[0])
-    return np.concatenate(rows)
-
-
 def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     """Simulate the groups from where they stand, then put the ensemble together."""
     first = team.share.index == 0
@@ -204,17 +179,17 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
 
     from hpc_cg.learning.checkpoint import load_forcefield
     from hpc_cg.learning.labels import label_source
+    from hpc_cg.learning.starts import Starts
     from hpc_cg.simulate.background import Background
     from hpc_cg.simulate.ensemble import Limits, run_block, state_of
     from hpc_cg.simulate.exchange import Exchange
     from hpc_cg.simulate.langevin import init
     from hpc_cg.simulate.recorder import Maker, Quarantine, last_block, read_block, write_block
-    from hpc_cg.store.writer import epoch_sums
 
     config: SimulateConfig = study.tables["simulate"]
     blocks = study.folder("simulate") / "blocks"
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
-    shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
+    starts = Starts.of(source, config.seed)
     forcefield = load_forcefield(study.folder("train"), study.molecule)[0]
     moving = _engine(study, forcefield)
     system, dynamics = forcefield.system, moving.dynamics
@@ -242,7 +217,7 @@ def work_on(study: "Study", groups: Sequence[int], team: Team, progress: Heartbe
         last = last_block(blocks, group)
         quarantined: tuple[Quarantine, ...] = ()
         if last is None:
-            first = torch.from_numpy(starts(source, shards, config.seed, replicas)).to(moving.device)
+            first = torch.from_numpy(starts.of_replicas(replicas)).to(moving.device)
             state, rungs = init(first, moving.evaluate, dynamics, replicas), exchange.first_rungs(replicas)
             heat = torch.from_numpy(exchange.heat(rungs, dynamics.temperature_K)).to(state.velocities)
             state = replace(state, velocities=state.velocities * heat[:, None, None])
@@ -334,12 +309,11 @@ def gather(study: "Study") -> None:
 
     from hpc_cg.learning.checkpoint import load_forcefield
     from hpc_cg.learning.labels import label_source
-    from hpc_cg.store.writer import epoch_sums
+    from hpc_cg.learning.starts import Starts
 
     config: SimulateConfig = study.tables["simulate"]
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
-    shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
-    sample = torch.from_numpy(starts(source, shards, config.seed, config.groups[0]))
+    sample = torch.from_numpy(Starts.of(source, config.seed).of_replicas(config.groups[0]))
     forcefield, step = load_forcefield(study.folder("train"), study.molecule)
     moving = _engine(study, forcefield)
     tables = {"table_error": moving.table_error(sample), "table_error_of": moving.name}

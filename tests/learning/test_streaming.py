@@ -22,9 +22,9 @@ from hpc_cg.learning.feed import Feed, Labelled
 from hpc_cg.learning.labels import Labels, label_source, open_labels
 from hpc_cg.learning.loop import Trainer
 from hpc_cg.learning.resident import Resident
+from hpc_cg.learning.starts import Starts
 from hpc_cg.learning.streaming import Streaming
 from hpc_cg.report.sections import sizes_note
-from hpc_cg.stages.simulate import starts
 from hpc_cg.stages.study import read_study
 from hpc_cg.store import layout, writer
 from hpc_cg.store.dataset import held_out
@@ -250,9 +250,9 @@ def test_moments_of_blocks_are_those_of_all_frames(monkeypatch: pytest.MonkeyPat
 def test_replicas_start_from_frames_drawn_by_weight_whoever_asks(tmp_path: Path) -> None:
     products(tmp_path, "none")
     source = label_source(tmp_path / "prepare", tmp_path / "kernel", "toy")
-    shards = writer.epoch_sums(source.store, source.spec).weights.sum(axis=1)
-    drawn = starts(source, shards, 1, tuple(range(300)))
-    np.testing.assert_array_equal(starts(source, shards, 1, (17, 250)), drawn[[17, 250]])
+    starts = Starts.of(source, 1)
+    drawn = starts.of_replicas(range(300))
+    np.testing.assert_array_equal(starts.of_replicas((17, 250)), drawn[[17, 250]])
     loaded, _ = open_labels(tmp_path / "prepare", tmp_path / "kernel", "toy", 1)
     number = {x.tobytes(): i for i, x in enumerate(loaded.frames.positions)}
     rows = np.asarray([number[x.tobytes()] for x in drawn])
