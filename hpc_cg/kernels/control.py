@@ -15,7 +15,8 @@ F = η + W (F_at − η) as in ``mixing.py``, which does the averages over the n
 Exact: where S comes from the density that F_at belongs to, and every other frame was drawn from the very density whose
 scores are used, be that a good model of anything or not. Approximate: where R is the later frame of a transition in a
 trajectory and κ a model of the transition. Then already the label is the mean force only as far as the model is right,
-and Z₂ adds an error of the same kind, W₂ times its own.
+and the mean of Z₂ is zero only as far as R says nothing of F_at(S) that S does not say: not where atoms that no bead
+sees pull at S and are felt in R. ``transition.py`` has a variate that is free of this.
 
 A kernel that keeps the mean over the beads (``centred``) has scores that sum to zero over the beads. All above holds in
 the space without that mean, and the W are fitted there: labels keep a sum of zero, and that of F_at, which is zero on

@@ -14,7 +14,7 @@ from torch import Tensor
 from hpc_cg.errors import DamagedProduct
 from hpc_cg.kernels.cnf import CNFConfig, ConditionalFlow, refined
 from hpc_cg.kernels.coupling import CouplingConfig, CouplingFlow
-from hpc_cg.kernels.density import ConditionalDensity
+from hpc_cg.kernels.density import ConditionalDensity, centred
 from hpc_cg.kernels.egnn import EGNN, EGNNConfig
 from hpc_cg.kernels.flow import FixedSteps
 
@@ -45,19 +45,28 @@ def begin(
     target: Float[Tensor, "frame bead 3"],
     condition: Float[Tensor, "frame bead 3"],
     seed: int,
+    prior_nm: float | None = None,
 ) -> ConditionalDensity:
-    """A kernel with fresh weights that is to undo noise of width ``sigma_nm``.
+    """A kernel with fresh weights that is to undo noise of width ``sigma_nm``, or more than that.
 
     types               of the beads
     target, condition   frames and what noise made of them, as those it will be fitted to; nm
+    prior_nm            width of the noise that a continuous flow carries; None for ``sigma_nm``
     """
     if shape.kind == "coupling":
         config = CouplingConfig(n_layers=shape.n_layers or CouplingConfig.n_layers, width=shape.width)
         return CouplingFlow.of(target, condition, config, seed)
     network = EGNN(types, EGNNConfig(shape.n_layers or EGNNConfig.n_layers, shape.width), seed)
     steps = FixedSteps("rk4", 2, DOUBT * sigma_nm)
-    flow = ConditionalFlow(network, CNFConfig(sigma_prior_nm=sigma_nm, sigma_path_nm=PATH * sigma_nm, integrator=steps))
+    carried = sigma_nm if prior_nm is None else prior_nm
+    flow = ConditionalFlow(network, CNFConfig(sigma_prior_nm=carried, sigma_path_nm=PATH * sigma_nm, integrator=steps))
     return flow.to(condition.device)
+
+
+def way_nm(target: Float[Tensor, "frame bead 3"], condition: Float[Tensor, "frame bead 3"]) -> float:
+    """Root mean square of the way from one to the other, per axis in which beads can move about their mean, nm."""
+    way = centred(target - condition).double()
+    return float(way.square().sum((1, 2)).mean().div(3 * (way.shape[1] - 1)).sqrt())
 
 
 def settled(

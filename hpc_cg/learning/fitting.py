@@ -1,7 +1,8 @@
 """Fitting of a conditional density to pairs of clean and displaced frames, on any number of processes.
 
 The feed gives frames displaced by c = R + σ ξ with the score of that noise as labels, which says where they came from:
-R = c + F σ²/kT. So a density is fitted with the order of samples, the streams and the noise of any training.
+R = c + F σ²/kT. So a density is fitted with the order of samples, the streams and the noise of any training. Pairs that
+are no noise's, as those of a transition, are stored as if σ had made them, and their condition is blurred afresh here.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hpc_cg.errors import BadFrames, TrainingDiverged
-from hpc_cg.kernels.density import ConditionalDensity
+from hpc_cg.kernels.density import ConditionalDensity, normals
 from hpc_cg.kernels.noise import NoiseKernel
 from hpc_cg.learning.course import Course, Look
 from hpc_cg.learning.distributed import World, check_gradients
@@ -50,10 +51,18 @@ def pairs_of(
     return frames.positions + shift * frames.forces, frames.positions
 
 
+def blurred(
+    condition: Float[Tensor, "frame bead 3"], blur_nm: float, key: np.random.Generator
+) -> Float[Tensor, "frame bead 3"]:
+    """The condition with noise of that standard deviation, nm; 0 draws nothing."""
+    return condition + blur_nm * normals(key, condition) if blur_nm else condition
+
+
 class Fit(Course):
     """The fit of one density.
 
-    noise   the kernel whose displacements the feed's frames have; it mixes in no forces
+    noise    the kernel whose displacements the feed's frames have; it mixes in no forces
+    blur_nm  standard deviation of more noise, on the condition alone, that is drawn anew at each step
     """
 
     def __init__(
@@ -64,10 +73,11 @@ class Fit(Course):
         settings: Settings,
         world: World,
         folder: Path,
+        blur_nm: float = 0.0,
     ):
         super().__init__(density, settings, world, folder)
         self.density, self.feed = density, feed
-        self.noise = noise
+        self.noise, self.blur_nm = noise, blur_nm
         self._batch: Labelled | None = None
 
     def run(
@@ -103,7 +113,9 @@ class Fit(Course):
 
     def losses(self, batch: Labelled, purpose: str, step: int) -> Float[Tensor, "frame"]:
         """The loss of each frame; what is random in it belongs to the frame and the step."""
-        return self.density.loss(*pairs_of(batch, self.noise), PerItem(self.settings.seed, purpose, step, batch.index))
+        key = PerItem(self.settings.seed, purpose, step, batch.index)
+        target, condition = pairs_of(batch, self.noise)
+        return self.density.loss(target, blurred(condition, self.blur_nm, key), key)
 
     @torch.no_grad()
     def look(self) -> Look:

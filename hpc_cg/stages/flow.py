@@ -1,7 +1,8 @@
-"""Stage flow: fit the learnt kernel that undoes noise, on one process or many.
+"""Stage flow: fit the learnt kernel that undoes noise, or that foretells the frame a lag later, on any processes.
 
 It is part of a study whose kernel is a learnt one. What it learns is κ(y | c): where a frame may have come from that
-noise of width σ has displaced to c (Klein et al., arXiv 2506.19628). Stage kernel then draws labels from it.
+noise of width σ has displaced to c; or, with a lag, where a trajectory may be that was at c (Klein et al., arXiv
+2506.19628). Stage kernel then makes labels of it.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT, refuse_variance
 from hpc_cg.files import digest, read_json, write_json
+from hpc_cg.stages import transitions
 from hpc_cg.stages.molecules import only_trained
 from hpc_cg.stages.progress import Heartbeat
 
@@ -35,7 +37,9 @@ class FlowConfig:
     """The table [flow]: a learnt kernel and how it is fitted.
 
     kind             "cnf": a conditional continuous flow, or "coupling": a coupling flow
-    sigma_nm         standard deviation of the noise that it undoes; nm
+    sigma_nm         standard deviation of the noise that it undoes, or that is on a transition's earlier frame; nm
+    lag_ps           of transitions: time from the earlier frame to the later one; 0 for a kernel that undoes noise
+    superpose        whether earlier frames are superposed on the later ones of their pairs
     n_layers         of the network; 0 for 5 (cnf) or 4 (coupling)
     width            hidden features of the network
     ema              decay of the average of the weights that is judged and used; 0 for the weights themselves
@@ -45,6 +49,8 @@ class FlowConfig:
 
     kind: Literal["cnf", "coupling"] = "cnf"
     sigma_nm: float = Field(default=0.005, gt=0, le=0.1)
+    lag_ps: float = Field(default=0.0, ge=0)
+    superpose: bool = False
     n_layers: int = Field(default=0, ge=0)
     width: int = Field(default=64, ge=1)
     steps: int = Field(default=4000, ge=1)
@@ -73,6 +79,8 @@ class FlowConfig:
         if self.final_learning_rate > self.learning_rate:
             final, peak = self.final_learning_rate, self.learning_rate
             raise ValueError(f"final_learning_rate = {final} is more than learning_rate = {peak}, the peak.")
+        if self.superpose and not self.lag_ps:
+            raise ValueError("superpose is for pairs of frames a lag apart: give lag_ps, or remove superpose.")
         return self
 
     @property
@@ -82,13 +90,15 @@ class FlowConfig:
 
 
 def source_of(study: "Study") -> "LabelSource":
-    """The prepared frames, with noise that is drawn as they are asked for."""
+    """The prepared frames, with noise that is drawn as they are asked for; or the pairs of transitions."""
     from hpc_cg.kernels.noise import NoiseKernel
     from hpc_cg.learning.labels import LabelSource
     from hpc_cg.store.dataset import open_spec
     from hpc_cg.store.layout import STORE
 
     config: FlowConfig = study.tables["flow"]
+    if config.lag_ps:
+        return transitions.pair_source(study)
     store = study.folder("prepare") / STORE
     noise = NoiseKernel(config.sigma_nm, study.study.temperature_K, None)
     return LabelSource(store, open_spec(store, only_trained(study)), noise)
@@ -97,17 +107,20 @@ def source_of(study: "Study") -> "LabelSource":
 def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[[], bool]) -> bool:
     """Fit to the end, or until asked to stop; returns whether it came to the end."""
     from hpc_cg.kernels.fitted import FittedOn, Reach
-    from hpc_cg.kernels.learnt import Shape, begin, describe, settled
+    from hpc_cg.kernels.learnt import Shape, begin, describe, settled, way_nm
+    from hpc_cg.kernels.noise import NoiseKernel
     from hpc_cg.learning.checkpoint import DENSITY
     from hpc_cg.learning.distributed import own_device, together
-    from hpc_cg.learning.fitting import Fit, pairs_of
+    from hpc_cg.learning.fitting import Fit, blurred, pairs_of
     from hpc_cg.learning.opening import Loading, open_feeds
     from hpc_cg.learning.settings import Settings
     from hpc_cg.randomness import stream
 
     config: FlowConfig = study.tables["flow"]
     folder, source = study.folder("flow"), source_of(study)
-    device = own_device()
+    device, transition = own_device(), config.lag_ps > 0
+    if transition and not transitions.write_pairs(study, world, device, progress, stopped):
+        return False
     how = Loading(
         stage="flow",
         batch_size=config.batch_size,
@@ -121,27 +134,31 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
     )
     (feed,) = open_feeds([source], [config.seed], how, world, device)
     with closing(feed):
-        assert source.kernel is not None, "frames are displaced as they are asked for"
+        noise = NoiseKernel(config.sigma_nm, study.study.temperature_K, None)
+        blur_nm = config.sigma_nm if transition else 0.0
         shape, types = Shape(config.kind, config.n_layers, config.width), source.spec.system.types
-        looked_at = pairs_of(feed.same(LOOKED_AT), source.kernel)
-        density = begin(shape, types, config.sigma_nm, *looked_at, config.seed)
+        target, condition = pairs_of(feed.same(LOOKED_AT), noise)
+        condition = blurred(condition, blur_nm, stream(config.seed, "beginning"))
+        prior_nm = way_nm(target, condition) if transition else config.sigma_nm
+        density = begin(shape, types, config.sigma_nm, target, condition, config.seed, prior_nm)
         fitted_on = FittedOn(
             source.spec.molecule,
             source.spec.system.names,
             config.sigma_nm,
             study.study.temperature_K,
-            Reach.of(looked_at[1], source.spec.system.bonds),
+            Reach.of(condition, source.spec.system.bonds),
         )
         names = set(Settings.__dataclass_fields__)
         settings = Settings(**{name: value for name, value in asdict(config).items() if name in names})
 
         def settle() -> None:
             with fit.chosen_in_place():
-                conditions = feed.validation()[0].positions[:SETTLED_ON]
-                told = describe(settled(density, conditions, stream(config.seed, "settling")))
+                key = stream(config.seed, "settling")
+                conditions = blurred(feed.validation()[0].positions[:SETTLED_ON], blur_nm, key)
+                told = describe(settled(density, conditions, key))
                 write_json(folder / DENSITY, told | {"fitted_on": asdict(fitted_on)})
 
-        fit = Fit(density, feed, source.kernel, settings, world, folder)
+        fit = Fit(density, feed, noise, settings, world, folder, blur_nm)
         outcome = fit.run(
             report=lambda step, note: progress(
                 "fitting", step if world.rank == 0 else 0, settings.steps, "steps", note
@@ -158,7 +175,7 @@ def work(study: "Study", world: "World", progress: Heartbeat, stopped: Callable[
             folder / "errors.json",
             asdict(outcome)
             | {"train_frames": feed.n_train, "held_out_frames": feed.n_held_out, "processes": world.size}
-            | {"kind": config.kind, "sigma_nm": config.sigma_nm},
+            | {"kind": config.kind, "sigma_nm": config.sigma_nm, "lag_ps": config.lag_ps},
         )
     return outcome.finished
 

@@ -3,7 +3,8 @@
     none           the mapped forces at the positions of the archive
     noise          positions blurred by σ, labelled with the score of the noise; needs no forces
     noise+forces   the same, with the mapped forces mixed in by the W of least mean square
-    flow           frames drawn by the learnt kernel of stage flow, labelled with its score; needs no forces
+    flow           frames drawn by the learnt kernel of stage flow, labelled with its score; needs no forces. Of a
+                   transition kernel: the frames of the archive that have one a lag before them
     flow+forces    the same, with the mapped forces mixed in
 
 Labels are drawn here once and stored, or redrawn at each step of the training (``draws``): then this stage only fits W.
@@ -22,7 +23,7 @@ from hpc_cg.config import STRICT, refuse_variance
 from hpc_cg.errors import MissingForces
 from hpc_cg.files import digest, read_arrays, read_json, write_json
 from hpc_cg.share import Team
-from hpc_cg.stages import judgement
+from hpc_cg.stages import judgement, transitions
 from hpc_cg.stages.molecules import Place, molecules_of, only_trained
 from hpc_cg.stages.progress import Heartbeat
 
@@ -44,6 +45,7 @@ FIT_FRAMES = 4096
 if TYPE_CHECKING:
     from hpc_cg.kernels.kernel import Kernel
     from hpc_cg.kernels.reverse import ReverseKernel
+    from hpc_cg.kernels.transition import TransitionKernel
     from hpc_cg.stages.study import Study
     from hpc_cg.store.layout import StoreSpec
 
@@ -101,16 +103,17 @@ def build(config: KernelConfig, second_moment: np.ndarray, temperature_K: float)
     return NoiseKernel(config.sigma_nm, temperature_K, mixing)
 
 
-def stored_spec(config: KernelConfig, source: "StoreSpec", lineage: dict[str, str]) -> "StoreSpec":
+def stored_spec(config: KernelConfig, source: "StoreSpec", lineage: dict[str, str], drawn: bool = True) -> "StoreSpec":
     """The spec of the store of labels: the frames of the source, with a draw for each.
 
     lineage   identities of the products that labels are made from
+    drawn     whether labels are elsewhere than the frames
     """
     from dataclasses import replace
 
     return replace(
         source,
-        arrays=("positions", "noise", "forces"),
+        arrays=("positions", "noise", "forces") if drawn else ("positions", "forces"),
         kernel=config.kind + (f", sigma {config.sigma_nm} nm" if config.sigma_nm else ""),
         seed=config.seed,
         lineage=source.lineage | lineage,
@@ -191,9 +194,19 @@ def gather(study: "Study") -> None:
     stores, flow = _stores(study), study.tables.get("flow")
     for _, spec in stores:
         writer.summarise(study.folder("kernel") / layout.STORE, spec)
-    if stores:
-        learnt = (0.0, 1) if flow is None else (flow.sigma_nm, flow.every)
-        judgement.put_together(study.folder("kernel"), study.folder("prepare") / layout.STORE, stores, *learnt)
+    if not stores:
+        return
+    made_from, learnt = study.folder("prepare") / layout.STORE, (0.0, 1)
+    if _is_transition(study):
+        pairs = transitions.pair_source(study)
+        made_from, stores = pairs.store, tuple((pairs.spec, spec) for _, spec in stores)
+    elif flow is not None:
+        learnt = (flow.sigma_nm, flow.every)
+    judgement.put_together(study.folder("kernel"), made_from, stores, *learnt)
+
+
+def _is_transition(study: "Study") -> bool:
+    return "flow" in study.tables and study.tables["flow"].lag_ps > 0
 
 
 def _molecules(study: "Study") -> tuple[str, ...]:
@@ -203,14 +216,14 @@ def _molecules(study: "Study") -> tuple[str, ...]:
     return tuple(one.name for one in molecules_of(study.tables["prepare"]))
 
 
-def _kernels(study: "Study") -> "dict[str, Kernel]":
+def _kernels(study: "Study") -> "dict[str, Kernel | TransitionKernel]":
     """The kernel of each molecule."""
     config: KernelConfig = study.tables["kernel"]
     if config.kind in LEARNT:
-        return {
-            name: _learnt(study, read_json(study.folder("kernel") / KERNEL)["molecules"][name])
-            for name in _molecules(study)
-        }
+        records = read_json(study.folder("kernel") / KERNEL)["molecules"]
+        if _is_transition(study):
+            return {name: transitions.kernel_of(study, records[name]) for name in _molecules(study)}
+        return {name: _learnt(study, records[name]) for name in _molecules(study)}
     moments = {name: _fitted(study, name)["second_moment"] for name in _molecules(study)}
     return {name: build(config, moment, study.study.temperature_K) for name, moment in moments.items()}
 
@@ -255,7 +268,8 @@ def _stores(study: "Study") -> "tuple[tuple[StoreSpec, StoreSpec], ...]":
     prepared = study.folder("prepare")
     lineage = {name: need_seal(study.folder(name), "kernel").identity for name in study.upstream("kernel")}
     sources = [open_spec(prepared / layout.STORE, name) for name in _molecules(study)]
-    return tuple((source, stored_spec(config, source, lineage)) for source in sources)
+    drawn = not _is_transition(study)
+    return tuple((source, stored_spec(config, source, lineage, drawn)) for source in sources)
 
 
 def _shards(study: "Study") -> "list[tuple[StoreSpec, StoreSpec, int]]":
@@ -288,6 +302,8 @@ def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
     judged              of ``judgement.of_draws``
     Raises TooManyFailures where a sample shows that more labels will fail than may.
     """
+    if _is_transition(study):
+        return transitions.record_of(study, FIT_FRAMES)
     from hpc_cg.frames import BeadFrames
     from hpc_cg.kernels import control
     from hpc_cg.randomness import stream
@@ -323,14 +339,20 @@ def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
     }
 
 
-def label_shard(study: "Study", kernel: "Kernel", source: "StoreSpec", spec: "StoreSpec", shard: int) -> None:
+def label_shard(
+    study: "Study", kernel: "Kernel | TransitionKernel", source: "StoreSpec", spec: "StoreSpec", shard: int
+) -> None:
     """Draw one label for each frame of a shard and write it; frames that fail get weight zero."""
     from hpc_cg.frames import BeadFrames
+    from hpc_cg.kernels.transition import TransitionKernel
     from hpc_cg.randomness import stream
     from hpc_cg.store import layout
     from hpc_cg.store.subset import read_subset
     from hpc_cg.store.writer import write_shard
 
+    if isinstance(kernel, TransitionKernel):
+        transitions.label_shard(study, kernel, spec, shard)
+        return
     flow = study.tables.get("flow")
     part = (1, 0) if flow is None else (flow.every, flow.subset)
     clean = read_subset(study.folder("prepare") / layout.STORE, source, shard, *part)

@@ -175,6 +175,8 @@ def _subtitle(study: "Study", kernel: dict[str, Any]) -> str:
         "flow": "draws of a learnt kernel",
         "flow+forces": "draws of a learnt kernel with mapped forces",
     }[kernel["kind"]]
+    if flow is not None and flow.lag_ps:
+        words = words.replace("draws of a learnt kernel", f"scores of transitions over {flow.lag_ps:g} ps")
     names = [molecule.name for molecule in trained_molecules(study)]
     of = f" of {', '.join(names)}" if len(names) > 1 else ""
     return f"{study.molecule} at {study.study.temperature_K:g} K, trained on {words}{of}{blur}"

@@ -81,7 +81,7 @@ def read_pairs(
     """
     numbering = _numbering(folder, spec, lag, start, stop)
     places = _places(numbering, lag, stop - start, uneven)
-    earlier, later = (_rows(folder, spec, start + rows, names) for rows in (places, places + lag))
+    earlier, later = (read_rows(folder, spec, start + rows, names) for rows in (places, places + lag))
     return FramePairs(start + places, earlier, later, numbering.weights[places], _sides(numbering, spec, places, lag))
 
 
@@ -134,8 +134,8 @@ def _sides(numbering: ShardFrames, spec: StoreSpec, places: np.ndarray, lag: int
     return np.stack([out[places], out[places + lag]], axis=1)
 
 
-def _rows(folder: Path, spec: StoreSpec, rows: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Arrays of the given rows, which ascend; only chunks that hold one are read, one at a time."""
+def read_rows(folder: Path, spec: StoreSpec, rows: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Arrays of the given rows of a store, which do not descend; chunks that hold none are not read, others in turn."""
     found = {name: np.empty((len(rows), spec.system.n_beads, 3), dtype=np.float32) for name in names}
     chunk = rows // spec.chunk_frames
     for number in np.unique(chunk):
