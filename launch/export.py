@@ -17,8 +17,7 @@ def export_forcefield(study: Study, path: Path, double: bool) -> tuple[Path, ...
     from hpc_cg.forcefield.portable import write_portable
     from hpc_cg.learning.checkpoint import load_forcefield
     from hpc_cg.learning.labels import label_source
-    from hpc_cg.stages.simulate import starts
-    from hpc_cg.store.writer import epoch_sums
+    from hpc_cg.learning.starts import Starts
 
     seal = need_seal(study.folder("train"), "export")
     if seal.fingerprint != study.fingerprint("train"):
@@ -29,8 +28,7 @@ def export_forcefield(study: Study, path: Path, double: bool) -> tuple[Path, ...
         )
     forcefield, step = load_forcefield(study.folder("train"), study.molecule)
     source = label_source(study.folder("prepare"), study.folder("kernel"), study.molecule)
-    shards = epoch_sums(source.store, source.spec).weights.sum(axis=1)
-    example = starts(source, shards, study.tables["simulate"].seed, (0,))[0]
+    example = Starts.of(source, study.tables["simulate"].seed).of_replicas((0,))[0]
     about = {"study": study.study.name, "molecule": study.molecule, "step": step, "identity": seal.identity}
     dtype = torch.float64 if double else torch.float32
     return write_portable(path, forcefield, study.study.temperature_K, example, dtype, about)
