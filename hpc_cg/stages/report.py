@@ -108,7 +108,9 @@ def _learnt_kernel(study: "Study", record: dict[str, Any]) -> "Section":
 
     fit, folder = read_json(study.folder("flow") / "errors.json"), study.folder("kernel")
     drawn = read_json(folder / DRAWN)[study.molecule]
-    return sections.learnt_kernel(record, fit, drawn, read_arrays(folder / SURFACES), study.molecule)
+    # labels of transitions are at frames of the archive: there is no other surface
+    arrays = {} if study.tables["flow"].lag_ps else read_arrays(folder / SURFACES)
+    return sections.learnt_kernel(record, fit, drawn, arrays, study.molecule)
 
 
 def summary_rows(study: "Study", estimates: dict[str, Any]) -> list[tuple[str, str]]:
