@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_cg.errors import DamagedProduct, HpcCgError, MissingInput
 from hpc_cg.files import read_json
-from hpc_cg.stages.molecules import Place, look_at_sources, molecules_of, recorded_sources
+from hpc_cg.stages.molecules import Place, look_at_sources, molecules_of, only_trained, recorded_sources
 from hpc_cg.stages.product import ADDED, Seal, State, differences, read_seal, set_aside, state, unsealed
 from hpc_cg.stages.study import Study
 from launch.status import explain
@@ -155,20 +155,29 @@ def _stores(study: Study, stage: str, with_plan: bool) -> tuple[dict[str, tuple[
     holes: dict[str, tuple[int, ...]] = {}
     faults: list[str] = []
     damaged = False
-    if stage not in ("prepare", "kernel") or (stage == "kernel" and not study.tables["kernel"].is_stored):
-        return holes, faults, damaged
     folder = study.folder(stage) / STORE
-    for molecule in molecules_of(study.tables["prepare"]):
+    for molecule in _stored(study, stage):
         try:
-            spec = open_store(folder, molecule.name)
+            spec = open_store(folder, molecule)
         except DamagedProduct as error:
             faults.append(explain(error))
             damaged = True
             continue
         found = audit(folder, spec, _origin(study, spec) if with_plan else None)
         faults += found.faults
-        holes |= {molecule.name: found.holes} if found.holes else {}
+        holes |= {molecule: found.holes} if found.holes else {}
     return holes, faults, damaged
+
+
+def _stored(study: Study, stage: str) -> tuple[str, ...]:
+    """The molecules of which a stage has a store: of a learnt kernel's labels and pairs, the one it was fitted to."""
+    every = tuple(molecule.name for molecule in molecules_of(study.tables["prepare"]))
+    flow = study.tables.get("flow")
+    if stage == "flow" and flow is not None and flow.lag_ps:
+        return (only_trained(study),)
+    if stage == "kernel" and study.tables["kernel"].is_stored:
+        return every if flow is None else (only_trained(study),)
+    return every if stage == "prepare" else ()
 
 
 def _origin(study: Study, spec: "StoreSpec") -> "Origin":

@@ -9,6 +9,7 @@ The draws are independent given their conditions, and both hold for each conditi
 even where the conditions are frames of a trajectory. Everything is a sum over draws.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Float, Float64
 
 from hpc_cg.analysis.estimate import Estimate
 from hpc_cg.errors import TooFewFrames
+from hpc_cg.units import kT
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,32 @@ class ScoreSums:
         mean = first / weight
         spread = second - 2 * mean * cross + mean**2 * squares
         return mean, np.sqrt(spread.clip(0) * self.n_draws / (self.n_draws - 1)) / weight
+
+
+def stretch_ratios(
+    forces: Float[np.ndarray, "frame bead 3"],
+    positions: Float[np.ndarray, "frame bead 3"],
+    bonds: Sequence[tuple[int, int]],
+    temperature_K: float,
+    weights: Float[np.ndarray, "frame"] | None = None,
+) -> Float64[np.ndarray, "bond 2"]:
+    """How stiff labels (kJ/mol/nm) tell each bond to be, over how stiff it is; and one standard error of that.
+
+    It is 1 for the mean force F of the density of the frames themselves: by parts, with u the direction of a bond of
+    length r and r̄ any constant, ⟨(r − r̄) u · (F_a − F_b)/2⟩ = −kT ⟨1 + 2 (r − r̄)/r⟩. That tells what the virial of
+    all coordinates together does not: a density fitted by likelihood has that right whatever its shape.
+    """
+    w = np.ones(len(forces)) if weights is None else weights.astype(np.float64)
+    used = w > 0
+    w, found = w[used] / w[used].sum(), []
+    for a, b in bonds:
+        vector, pull = (x[used, a].astype(np.float64) - x[used, b] for x in (positions, forces))
+        length = np.linalg.norm(vector, axis=1)
+        off = length - w @ length
+        work = 0.5 * off * np.sum(vector * pull, axis=1) / length
+        wanted = -kT(temperature_K) * (w @ (1 + 2 * off / length))
+        found.append((w @ work / wanted, np.sqrt(np.sum((w * (work - w @ work)) ** 2)) / abs(wanted)))
+    return np.asarray(found).reshape(-1, 2)
 
 
 def effective_labels(label: float, noise: float, mean_force: float = 0.0) -> float:

@@ -17,7 +17,7 @@ law: what pulled at x_t beyond the mean force there, by atoms that no bead sees,
 at y itself has no such flaw: it and the label have the same mean, and Z = F_at(y) − label is a variate.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from jaxtyping import Float
 from hpc_cg.frames import BeadFrames, finite_frames
 from hpc_cg.kernels.control import Controls, Labels
 from hpc_cg.kernels.density import ConditionalDensity, Draw, normals
+from hpc_cg.kernels.fitted import Reach
 from hpc_cg.kernels.kernel import KernelSample
 from hpc_cg.units import kT
 
@@ -52,6 +53,7 @@ class TransitionKernel:
     with_forces    whether mapped forces of the later frame are mixed in
     controls       weight of the control variate; None for the label alone
     device         that scores are taken on
+    reach          of the density: conditions beyond have failed; None where it is not known
     """
 
     density: ConditionalDensity
@@ -60,6 +62,7 @@ class TransitionKernel:
     with_forces: bool
     controls: Controls | None
     device: torch.device
+    reach: Reach | None = None
 
     def link(
         self,
@@ -73,7 +76,10 @@ class TransitionKernel:
             for positions in (later, earlier)
         )
         condition = before + self.sigma_nm * normals(key, before)
-        return self.density.at(there, condition, key), condition.cpu().numpy()
+        found = self.density.at(there, condition, key)
+        if self.reach is not None:
+            found = replace(found, failed=found.failed | ~self.reach.holds(condition))
+        return found, condition.cpu().numpy()
 
     def labels(self, later: BeadFrames, link: Draw) -> Labels:
         """The labels with their control variate, kJ/mol/nm; both without their mean over the beads, which is noise."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpc_cg.analysis.landscape import Grid
 from hpc_cg.report import figures
-from hpc_cg.report.page import Figure, Quarantined, Section
+from hpc_cg.report.page import Figure, Quarantined
 from hpc_cg.report.tables import NOTHING, Table, count, significant, with_error
 
 SHARDS = 20
@@ -47,38 +47,11 @@ def labels(record: Mapping[str, Any]) -> Table:
     return Table(header, tuple(rows))
 
 
-def transition(record: Mapping[str, Any], fit: Mapping[str, Any], drawn: Mapping[str, Any]) -> Section:
-    """The section of a kernel of transitions: its labels, and whether its score is one of the pairs it has not seen."""
-    names = {0: "Z (mapped forces of the later frame)"}
-    rows = tuple(
-        (
-            " and ".join(names[number] for number in one["used"]) or "none",
-            _root(one["train"]),
-            _root(one["held_out"]),
-        )
-        for one in record["choices"]
-    )
-    header = ("control variates", "rms label, fitted frames (kJ/mol/nm)", "rms label, held-out frames (kJ/mol/nm)")
-    found = record["identities"]
-    text = (
-        f"A {fit['kind']} kernel of transitions over {significant(fit['lag_ps'])} ps, from frames with noise of "
-        f"{fit['sigma_nm']:g} nm, fitted on {count(fit['train_frames'])} pairs of frames; the weights of step "
-        f"{count(fit['chosen_step'])}, with a loss of {significant(fit['held_out'])} on held-out pairs, give the "
-        "labels. The last choice of control variates is what is used. Labels are right as far as the kernel is: the "
-        f"identities are of {count(found['pairs'])} held-out pairs, which the dynamics drew and not the kernel. "
-        f"{_lost(drawn)}"
-    )
-    return Section("Learnt kernel", text=text, tables=(Table(header, rows), _identities(found, "held-out pairs")))
-
-
 def identities(judged: Mapping[str, Any]) -> Table:
     """What the score of every density obeys, as the draws obey it."""
-    return _identities(judged["identities"], "held-out draws")
-
-
-def _identities(found: Mapping[str, Any], of: str) -> Table:
+    found = judged["identities"]
     return Table(
-        (f"identity, on {of}", "found", "if true"),
+        ("identity, on held-out draws", "found", "if true"),
         (
             ("(mean score / its error)², mean over beads and axes", significant(found["misfit"], 3), "about 1"),
             (
@@ -130,7 +103,7 @@ def surfaces(drawn: Mapping[str, Any]) -> Table | None:
 
 def text(judged: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
     """How the tables are to be read."""
-    failed = _lost(drawn)
+    failed = f"{count(drawn['failed'])} of {count(drawn['frames'])} frames got no label."
     reach = judged["beyond"]
     if reach is None:
         failed += " What the kernel was fitted on is not known: it comes from an earlier version."
@@ -176,10 +149,6 @@ def failed(drawn: Mapping[str, Any]) -> tuple[Quarantined, ...]:
         more = sum(row["failed"] for row in rest)
         rows.append(Quarantined(f"{count(more)} more labels", f"in {count(len(rest))} shards: drawn.json", reason))
     return tuple(rows)
-
-
-def _lost(drawn: Mapping[str, Any]) -> str:
-    return f"{count(drawn['failed'])} of {count(drawn['frames'])} frames got no label."
 
 
 def _root(mean_square: float) -> str:

@@ -173,8 +173,6 @@ def learnt_kernel(
     drawn    of all labels: how many failed, and how far the draws are from the clean frames
     arrays   counts over φ and ψ of the molecule, where it has these
     """
-    if fit.get("lag_ps", 0) > 0:
-        return learnt.transition(record, fit, drawn)
     judged = record["judged"]
     text = (
         f"A {fit['kind']} kernel that undoes noise of {fit['sigma_nm']:g} nm, fitted on "

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hpc_cg.kernels.control import Judged, Labels
     from hpc_cg.kernels.density import Draw
     from hpc_cg.kernels.reverse import ReverseKernel
+    from hpc_cg.kernels.transition import TransitionKernel
     from hpc_cg.store.layout import ShardFrames, StoreSpec
 
 DRAWN, SURFACES = "drawn.json", "surfaces.npz"
@@ -147,7 +148,7 @@ def _noise_mean_square(
     return float(np.trace(w @ held_out @ w.T + noise * rest @ rest.T) / len(keep))
 
 
-def refuse_failing(kernel: "ReverseKernel", sides: Sequence[Drawn], budget: float) -> None:
+def refuse_failing(kernel: "ReverseKernel | TransitionKernel", sides: Sequence[Drawn], budget: float) -> None:
     """Raise TooManyFailures where a sample shows that more labels fail than may, before all are drawn."""
     n_frames = sum(int(np.count_nonzero(side.condition.weights > 0)) for side in sides)
     n_failed = sum(side.n_failed for side in sides)
@@ -157,7 +158,7 @@ def refuse_failing(kernel: "ReverseKernel", sides: Sequence[Drawn], budget: floa
         raise _too_many(budget, n_frames, f"{n_failed} in a sample{why}")
 
 
-def _beyond(kernel: "ReverseKernel", side: Drawn) -> int | None:
+def _beyond(kernel: "ReverseKernel | TransitionKernel", side: Drawn) -> int | None:
     """Frames whose condition is out of the kernel's reach; None where that is not known."""
     if kernel.reach is None or len(side.links) < 2:
         return None

@@ -196,13 +196,13 @@ def gather(study: "Study") -> None:
         writer.summarise(study.folder("kernel") / layout.STORE, spec)
     if not stores:
         return
-    made_from, learnt = study.folder("prepare") / layout.STORE, (0.0, 1)
+    made_of, learnt = study.folder("prepare") / layout.STORE, (0.0, 1)
     if _is_transition(study):
         pairs = transitions.pair_source(study)
-        made_from, stores = pairs.store, tuple((pairs.spec, spec) for _, spec in stores)
+        made_of, stores = pairs.store, tuple((pairs.spec, spec) for _, spec in stores)
     elif flow is not None:
-        learnt = (flow.sigma_nm, flow.every)
-    judgement.put_together(study.folder("kernel"), made_from, stores, *learnt)
+        learnt = flow.sigma_nm, flow.every
+    judgement.put_together(study.folder("kernel"), made_of, stores, *learnt)
 
 
 def _is_transition(study: "Study") -> bool:
@@ -221,8 +221,6 @@ def _kernels(study: "Study") -> "dict[str, Kernel | TransitionKernel]":
     config: KernelConfig = study.tables["kernel"]
     if config.kind in LEARNT:
         records = read_json(study.folder("kernel") / KERNEL)["molecules"]
-        if _is_transition(study):
-            return {name: transitions.kernel_of(study, records[name]) for name in _molecules(study)}
         return {name: _learnt(study, records[name]) for name in _molecules(study)}
     moments = {name: _fitted(study, name)["second_moment"] for name in _molecules(study)}
     return {name: build(config, moment, study.study.temperature_K) for name, moment in moments.items()}
@@ -233,27 +231,31 @@ def _fitted(study: "Study", molecule: str) -> dict[str, np.ndarray]:
     return read_arrays(Place(study.folder("prepare"), molecule).map_arrays)
 
 
-def _learnt(study: "Study", record: dict[str, Any] | None = None) -> "ReverseKernel":
+def _learnt(study: "Study", record: dict[str, Any] | None = None) -> "ReverseKernel | TransitionKernel":
     """The learnt kernel with the control variates of a record, or without any; on a GPU where there is one."""
 
     from hpc_cg.kernels.control import Controls
     from hpc_cg.kernels.reverse import ReverseKernel
+    from hpc_cg.kernels.transition import TransitionKernel
     from hpc_cg.learning.checkpoint import fitted_on, load_density
     from hpc_cg.learning.distributed import own_device
     from hpc_cg.store.dataset import open_spec
     from hpc_cg.store.layout import STORE
 
     device, name = own_device(), only_trained(study)
-    known = fitted_on(study.folder("flow"))
+    known, beads = fitted_on(study.folder("flow")), open_spec(study.folder("prepare") / STORE, name).system.names
     if known is not None:
-        beads = open_spec(study.folder("prepare") / STORE, name).system.names
         known.refuse_other(name, beads, study.tables["flow"].sigma_nm, study.study.temperature_K)
     density = load_density(study.folder("flow"))[0].to(device)
-    controls = None if record is None else Controls(np.asarray(record["controls"], dtype=np.float64))
+    controls = None
+    if record is not None:  # of no variate at all the list is empty
+        matrices = np.asarray(record["controls"], dtype=np.float64)
+        controls = Controls(matrices.reshape(-1, len(beads), len(beads)))
     with_forces = study.tables["kernel"].kind == "flow+forces"
     sigma_nm = study.tables["flow"].sigma_nm
     reach = None if known is None else known.reach
-    return ReverseKernel(density, sigma_nm, study.study.temperature_K, with_forces, controls, device, reach)
+    kind = TransitionKernel if _is_transition(study) else ReverseKernel
+    return kind(density, sigma_nm, study.study.temperature_K, with_forces, controls, device, reach)
 
 
 def _stores(study: "Study") -> "tuple[tuple[StoreSpec, StoreSpec], ...]":
@@ -302,10 +304,9 @@ def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
     judged              of ``judgement.of_draws``
     Raises TooManyFailures where a sample shows that more labels will fail than may.
     """
-    if _is_transition(study):
-        return transitions.record_of(study, FIT_FRAMES)
     from hpc_cg.frames import BeadFrames
     from hpc_cg.kernels import control
+    from hpc_cg.kernels.transition import TransitionKernel
     from hpc_cg.randomness import stream
     from hpc_cg.store import layout
     from hpc_cg.store.dataset import open_spec
@@ -313,8 +314,11 @@ def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
     from hpc_cg.store.stream import HELD_OUT, TRAIN, read_picks
     from hpc_cg.store.writer import epoch_sums
 
+    kernel = _learnt(study)
+    if isinstance(kernel, TransitionKernel):
+        return transitions.record_of(study, kernel, FIT_FRAMES)
     store = study.folder("prepare") / layout.STORE
-    spec, kernel = open_spec(store, molecule), _learnt(study)
+    spec = open_spec(store, molecule)
     counts, names = epoch_sums(store, spec).counts, tuple(n for n in spec.arrays if n in ("positions", "forces"))
     draws: dict[int, judgement.Drawn] = {}
     for side, n_frames in ((TRAIN, FIT_FRAMES), (HELD_OUT, FIT_FRAMES // 2)):

@@ -104,13 +104,13 @@ def _drawn(study: "Study") -> dict[str, Any] | None:
 
 
 def _learnt_kernel(study: "Study", record: dict[str, Any]) -> "Section":
-    from hpc_cg.report import sections
+    from hpc_cg.report import sections, transitions
 
     fit, folder = read_json(study.folder("flow") / "errors.json"), study.folder("kernel")
     drawn = read_json(folder / DRAWN)[study.molecule]
-    # labels of transitions are at frames of the archive: there is no other surface
-    arrays = {} if study.tables["flow"].lag_ps else read_arrays(folder / SURFACES)
-    return sections.learnt_kernel(record, fit, drawn, arrays, study.molecule)
+    if fit["lag_ps"]:
+        return transitions.section(record, fit, drawn)
+    return sections.learnt_kernel(record, fit, drawn, read_arrays(folder / SURFACES), study.molecule)
 
 
 def summary_rows(study: "Study", estimates: dict[str, Any]) -> list[tuple[str, str]]:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_cg.errors import TooFewFrames, UnfitLag
+from hpc_cg.stages import judgement
 from hpc_cg.stages.molecules import Place, only_trained
 from hpc_cg.stages.progress import Heartbeat
 
 if TYPE_CHECKING:
     import torch
 
+    from hpc_cg.beads import BeadSystem
     from hpc_cg.kernels.transition import TransitionKernel
     from hpc_cg.learning.distributed import World
     from hpc_cg.learning.labels import LabelSource
@@ -164,31 +166,13 @@ def _write_shard(study: "Study", source: "LabelSource", lag: Lag, shard: int) ->
     write_shard(source.store, spec, shard, ShardFrames(arrays, numbering.frame_index, numbering.segment, weights))
 
 
-def kernel_of(study: "Study", record: dict[str, Any] | None = None) -> "TransitionKernel":
-    """The fitted kernel with the control variate of a record, or without; on a GPU where there is one."""
-    from hpc_cg.kernels.control import Controls
-    from hpc_cg.kernels.transition import TransitionKernel
-    from hpc_cg.learning.checkpoint import load_density
-    from hpc_cg.learning.distributed import own_device
-
-    device, flow = own_device(), study.tables["flow"]
-    density = load_density(study.folder("flow"))[0].to(device)
-    n_beads = _prepared(study).spec.system.n_beads
-    matrices = (
-        None if record is None else np.asarray(record["controls"], dtype=np.float64).reshape(-1, n_beads, n_beads)
-    )
-    controls = None if matrices is None else Controls(matrices)
-    with_forces = study.tables["kernel"].kind == "flow+forces"
-    return TransitionKernel(density, flow.sigma_nm, study.study.temperature_K, with_forces, controls, device)
-
-
-def record_of(study: "Study", n_frames: int) -> dict[str, Any]:
+def record_of(study: "Study", kernel: "TransitionKernel", n_frames: int) -> dict[str, Any]:
     """The weight of the control variate and what labels are like, on ``n_frames`` pairs and half as many held out.
 
     label_mean_square, choices   as of a kernel that undoes noise; the only variate is the mapped force less the label
-    identities                   on held-out pairs, what is zero, and −dimension, for the true law of the pairs
+    identities                   on held-out pairs, what is 1, and −dimension, for the true law of the pairs; and of
+                                 each bond how stiff labels tell it to be over how stiff it is
     """
-    from hpc_cg.analysis.identities import ScoreSums
     from hpc_cg.frames import BeadFrames
     from hpc_cg.kernels import control
     from hpc_cg.randomness import stream
@@ -196,29 +180,24 @@ def record_of(study: "Study", n_frames: int) -> dict[str, Any]:
     from hpc_cg.store.stream import HELD_OUT, TRAIN, read_picks
     from hpc_cg.store.writer import epoch_sums
 
-    source, kernel, beside = pair_source(study), kernel_of(study), _forces_beside(study)
+    source, beside, config = pair_source(study), _forces_beside(study), study.tables["kernel"]
     counts = epoch_sums(source.store, source.spec).counts
-    moments, identities = {}, {}
+    drawn: dict[int, judgement.Drawn] = {}
+    identities: dict[str, Any] = {}
     for side, wanted in ((TRAIN, n_frames), (HELD_OUT, n_frames // 2)):
         picks = spread(counts[:, side], wanted)
         slots = np.arange(sum(len(pick.ranks) for pick in picks))
         found = read_picks(source.store, source.spec, counts[:, side], side, picks, slots, ("positions", "noise"))
         positions = found.arrays["positions"]
         forces = np.zeros_like(positions) if beside is None else beside.rows(found.index)["forces"]
-        key = stream(study.tables["kernel"].seed, "control variates", side)
+        key = stream(config.seed, "control variates", side)
         link, condition = kernel.link(positions, positions + found.arrays["noise"], key)
         later = BeadFrames(positions, forces, found.weights)
-        moments[side] = kernel.labels(later, link).moments(found.weights)
-        weights = np.where(link.failed.cpu().numpy(), 0, found.weights)
-        sums = ScoreSums.of(link.score.cpu().numpy(), positions, condition, kernel.density.centred, weights)
-        identities = {
-            "pairs": sums.n_draws,
-            "misfit": sums.misfit,
-            "virial": sums.virial.value,
-            "virial_error": sums.virial.error,
-            "dimension": sums.dimension,
-        }
-    choices = control.judge(moments[TRAIN], moments[HELD_OUT], study.tables["kernel"].ridge)
+        drawn[side] = judgement.Drawn(later, (link,), kernel.labels(later, link))
+        identities = _identities(kernel, source.spec.system, drawn[side], condition)
+    judgement.refuse_failing(kernel, list(drawn.values()), config.failure_budget)
+    moments = {side: one.labels.moments(one.condition.weights) for side, one in drawn.items()}
+    choices = control.judge(moments[TRAIN], moments[HELD_OUT], config.ridge)
     best = choices[-1]
     return {
         "mixing": None,
@@ -226,6 +205,25 @@ def record_of(study: "Study", n_frames: int) -> dict[str, Any]:
         "label_mean_square": {"train": best.train, "held_out": best.held_out},
         "choices": [{"used": one.used, "train": one.train, "held_out": one.held_out} for one in choices],
         "identities": identities,
+    }
+
+
+def _identities(
+    kernel: "TransitionKernel", system: "BeadSystem", drawn: "judgement.Drawn", condition: np.ndarray
+) -> dict[str, Any]:
+    from hpc_cg.analysis.identities import ScoreSums, stretch_ratios
+
+    positions, score = drawn.condition.positions, drawn.links[-1].score.cpu().numpy()
+    sums = ScoreSums.of(score, positions, condition, kernel.density.centred, drawn.weights)
+    found = stretch_ratios(drawn.labels.forces, positions, system.bonds, kernel.temperature_K, drawn.weights)
+    names = [f"{system.names[a]}–{system.names[b]}" for a, b in system.bonds]
+    return {
+        "pairs": sums.n_draws,
+        "misfit": sums.misfit,
+        "virial": sums.virial.value,
+        "virial_error": sums.virial.error,
+        "dimension": sums.dimension,
+        "stretch": [[name, *row] for name, row in zip(names, found.tolist(), strict=True)],
     }
 
 

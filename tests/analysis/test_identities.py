@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_cg.analysis.identities import ScoreSums, effective_labels
+from hpc_cg.analysis.identities import ScoreSums, effective_labels, stretch_ratios
 from hpc_cg.errors import TooFewFrames
 from hpc_cg.kernels.gaussian import GaussianKernel
 from hpc_cg.randomness import stream
+from hpc_cg.units import kT
 
 SIGMA = 0.3
 N_BEADS = 4
@@ -81,3 +82,16 @@ def test_effective_labels_of_the_one_dimensional_case() -> None:
     assert effective_labels(label, noise) == pytest.approx(0.917, abs=1e-3)
     assert effective_labels(label, noise, mean_force=1.0) == pytest.approx((noise - 1) * SIGMA**2)
     assert effective_labels(1.73, noise, mean_force=1.0) == pytest.approx(13.9, abs=0.1)
+
+
+def test_labels_that_are_right_tell_how_stiff_bonds_are_and_soft_ones_are_found_out() -> None:
+    """Two Gaussian beads: the identity holds for every density, whatever its bond is like."""
+    _, positions, _ = draws(False)
+    covariance = np.cov(positions.reshape(len(positions), -1).T)
+    exact = -kT(300.0) * (positions.reshape(len(positions), -1) @ np.linalg.inv(covariance)).reshape(positions.shape)
+    weights = np.random.default_rng(5).integers(0, 3, len(exact)).astype(np.float64)
+    exact[weights == 0] = np.nan
+    bonds = ((0, 1), (1, 3))
+    right, soft = (stretch_ratios(f * exact, positions, bonds, 300.0, weights) for f in (1.0, 0.7))
+    assert (np.abs(right[:, 0] - 1) < 4 * right[:, 1]).all() and (right[:, 1] < 0.05).all()
+    np.testing.assert_allclose(soft[:, 0], 0.7 * right[:, 0])

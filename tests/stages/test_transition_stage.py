@@ -21,6 +21,7 @@ from hpc_cg.stages.study import Study, read_study
 from hpc_cg.store import writer
 from hpc_cg.store.dataset import load, split
 from jobs.run import run_stage
+from launch.inspect import audit_study
 
 LAG, DECAY = 3, 0.9
 
@@ -65,8 +66,13 @@ def places(study: Study, stage: str) -> set[tuple[int, int]]:
 def test_a_study_of_transitions_comes_to_its_report_which_says_what_it_is(whole: Study) -> None:
     assert set(whole.states().values()) == {State.SEALED}
     page = (whole.folder("report") / "report.html").read_text()
-    assert "of transitions over 3" in page and "mapped forces of the later frame" in page
-    assert "virial" in page and "frames that the kernel drew" not in page and "scores of transitions" in page
+    assert "of transitions over 3 ps" in page and "mapped forces of the later frame" in page
+    assert (
+        "virial" in page
+        and "stiffness of 1:C–2:N" in page
+        and "frames that the kernel drew" not in page
+        and "scores of transitions" in page
+    )
 
 
 def test_frames_are_paired_within_segments_and_across_no_frame_that_is_lost_or_held_out(whole: Study) -> None:
@@ -95,6 +101,18 @@ def test_a_pair_holds_the_later_frame_the_way_to_the_earlier_one_and_the_score_t
     labels = load(whole.folder("kernel") / "store.zarr", "toy")
     np.testing.assert_array_equal(labels.positions, pairs.positions)
     assert labels.noise is None and np.isfinite(labels.forces).all()
+
+
+def test_a_shard_of_pairs_that_is_lost_is_found_and_made_again(whole: Study) -> None:
+    source = transitions.pair_source(whole)
+    file = writer.shard_files(source.store, source.spec, 2)["noise"]
+    kept = file.read_bytes()
+    assert audit_study(whole, lambda text: None, repair=False) == []
+    file.unlink()
+    assert any("shard 2" in fault for fault in audit_study(whole, lambda text: None, repair=False))
+    audit_study(whole, lambda text: None, repair=True)
+    assert whole.state("flow") == State.PARTIAL and run_stage(whole, "flow") == 0
+    assert file.read_bytes() == kept and whole.state("kernel") == State.SEALED
 
 
 def test_mapped_forces_make_labels_quieter(whole: Study) -> None:

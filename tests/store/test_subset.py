@@ -8,10 +8,11 @@ import pytest
 from test_store import spec_of, write
 
 from hpc_cg.errors import TooFewFrames
+from hpc_cg.store import writer
 from hpc_cg.store.dataset import load, read_shard, split
 from hpc_cg.store.layout import StoreSpec
 from hpc_cg.store.stream import HELD_OUT, TRAIN, usable_frames
-from hpc_cg.store.subset import read_subset
+from hpc_cg.store.subset import Beside, read_subset
 
 
 @pytest.fixture
@@ -40,6 +41,22 @@ def test_held_out_frames_and_places_stay(tmp_path: Path, spec: StoreSpec) -> Non
         np.testing.assert_array_equal(one.frame_index, other.frame_index)
         rows = usable_frames(one, spec, HELD_OUT)
         np.testing.assert_array_equal(one.arrays["forces"][rows], other.arrays["forces"][rows])
+
+
+def test_what_lies_beside_a_part_is_of_its_frames_whatever_their_weights_there(tmp_path: Path, spec: StoreSpec) -> None:
+    store, turned = write(tmp_path / "one", spec), replace(spec, seed=spec.seed + 1)
+    other = write(tmp_path / "other", turned)
+    for shard in range(spec.n_shards):
+        content = read_shard(store, spec, shard)
+        weights = content.weights * (shard != 0)
+        arrays = content.arrays | {"forces": -content.arrays["forces"]}
+        writer.write_shard(other, turned, shard, replace(content, arrays=arrays, weights=weights))
+    beside = Beside(other, turned, ("forces",))
+    for every, shard in ((1, 0), (3, 0), (3, 2)):
+        found, plain = (read_subset(store, spec, shard, every, 1, *more) for more in ((beside,), ()))
+        np.testing.assert_array_equal(found.arrays["positions"], plain.arrays["positions"])
+        np.testing.assert_array_equal(found.arrays["forces"], -plain.arrays["forces"])
+        np.testing.assert_array_equal(found.weights, plain.weights)
 
 
 def test_a_part_without_frames_is_refused(tmp_path: Path, spec: StoreSpec) -> None:
