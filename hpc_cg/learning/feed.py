@@ -66,7 +66,7 @@ class Feed(Protocol):
         ...
 
     def same(self, n_frames: int) -> Labelled:
-        """Up to ``n_frames`` frames to train on, the same ones on every process."""
+        """Up to ``n_frames`` frames to train on, spread over all of them, the same ones on every process."""
         ...
 
     def moments(self, system: BeadSystem) -> CoordinateMoments:

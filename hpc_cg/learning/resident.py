@@ -20,6 +20,7 @@ from hpc_cg.learning.distributed import World
 from hpc_cg.learning.feed import Labelled, as_tensor
 from hpc_cg.learning.labels import Batch, Labels, labelled
 from hpc_cg.store.dataset import batch_indices
+from hpc_cg.store.order import evenly
 
 PART_OF_DEVICE = 0.5
 """Of an accelerator's free memory, what a loaded store may take."""
@@ -82,7 +83,8 @@ class Resident:
         return self._validation
 
     def same(self, n_frames: int) -> Labelled:
-        return self._labelled(self.indices[:n_frames], "self-test", 0, slice(None))
+        chosen = self.indices[evenly(len(self.indices), n_frames)]
+        return self._labelled(chosen, "self-test", 0, slice(None))
 
     def moments(self, system: BeadSystem) -> CoordinateMoments:
         parts = self.labels.batches(self.indices, "prior noise", 0, BLOCK_FRAMES)

@@ -109,9 +109,7 @@ class Streaming:
         return self._validation
 
     def same(self, n_frames: int) -> Labelled:
-        block = int(np.flatnonzero(self.counts[:, TRAIN])[0])
-        pick = Pick(block, np.arange(min(n_frames, int(self.counts[block, TRAIN]))))
-        frames = self._read(TRAIN, pick)
+        frames = self._read(TRAIN, *spread(self.counts[:, TRAIN], n_frames))
         return self._moved(frames.index, self._label(frames, "self-test", 0))
 
     def moments(self, system: BeadSystem) -> CoordinateMoments:
@@ -128,9 +126,9 @@ class Streaming:
     def close(self) -> None:
         self._reader.close()
 
-    def _read(self, side: int, pick: Pick) -> Frames:
-        slots, source = np.arange(len(pick.ranks)), self.source
-        return read_picks(source.store, source.spec, self.counts[:, side], side, [pick], slots, source.names)
+    def _read(self, side: int, *picks: Pick) -> Frames:
+        slots, source = np.arange(sum(len(pick.ranks) for pick in picks)), self.source
+        return read_picks(source.store, source.spec, self.counts[:, side], side, picks, slots, source.names)
 
     def _label(self, frames: Frames, purpose: str, *place: int) -> tuple[Tensor, Tensor, Tensor]:
         """Positions, labels and weights; the noise is keyed by the purpose and the place."""

@@ -146,9 +146,9 @@ def spread(counts: Int64[np.ndarray, "block"], wanted: int, most_blocks: int = M
     blocks = np.flatnonzero(counts)
     if not len(blocks):
         raise TooFewFrames("frames spread over a store", "none of that kind", "give longer trajectories")
-    blocks = blocks[_evenly(len(blocks), min(most_blocks, wanted))]
+    blocks = blocks[evenly(len(blocks), min(most_blocks, wanted))]
     ends = np.cumsum(counts[blocks])
-    chosen = _evenly(int(ends[-1]), wanted)
+    chosen = evenly(int(ends[-1]), wanted)
     owner = np.searchsorted(ends, chosen, side="right")
     ranks = chosen - (ends - counts[blocks])[owner]
     cuts = np.flatnonzero(np.diff(owner)) + 1
@@ -158,7 +158,7 @@ def spread(counts: Int64[np.ndarray, "block"], wanted: int, most_blocks: int = M
     )
 
 
-def _evenly(n: int, wanted: int) -> Int64[np.ndarray, "chosen"]:
+def evenly(n: int, wanted: int) -> Int64[np.ndarray, "chosen"]:
     """Up to ``wanted`` of the numbers below n, each in the middle of its stretch."""
     count = min(n, wanted)
     return (2 * np.arange(count) + 1) * n // (2 * count)

@@ -384,3 +384,9 @@ def test_estimates_from_a_part_of_the_archive_say_of_how_many_frames() -> None:
     assert sizes_note({"sizes": sizes}).startswith("40,000 reference frames against 500 model frames;")
     note = sizes_note({"sizes": sizes | {"archive": 9_000_000}})
     assert note.startswith("40,000 of 9,000,000 frames of the archive, evenly spread, against 500 model frames;")
+
+
+def test_frames_that_are_looked_at_first_are_spread_over_all(tmp_path: Path) -> None:
+    for one in (streaming(products(tmp_path)), feed(labels(), SETTINGS)):
+        index = np.sort(one.same(24).index)
+        assert len(index) == 24 and index[0] < 0.1 * one.n_train and index[-1] > 0.9 * one.n_train
