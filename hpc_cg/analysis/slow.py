@@ -80,6 +80,8 @@ class SlowComparison:
 
 def compare_slow(reference: Run, model: Run, settings: SlowSettings) -> SlowComparison:
     """Judge a model's slow motion; raises UnfitLag, TooFewFrames where the reference has no slow components."""
+    if settings.n_states:
+        model.timeline.check(model.lag)
     tica = fit_tica(reference, settings.choice)
     points = [project(tica, settings.choice, run.sample, 2) for run in (reference, model)]
     judged: list[Judged] = []
@@ -197,7 +199,6 @@ def _times(
     states = cluster(points[0], settings.n_states, settings.seed, reference.sample.weights)
     found: list[ImpliedTimescales] = []
     for run, x in zip((reference, model), points, strict=True):
-        run.timeline.check(run.lag)
         blocks, n_blocks = run.sample.blocks, run.sample.n_blocks
         counts = TransitionCounts.of(states.assign(x), run.timeline, run.lag, states.n_states, blocks, n_blocks)
         found.append(

@@ -10,7 +10,6 @@ ratios agree: ``misfit`` says how far from that they are. Processes are paired b
 whether they are the same motion.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,13 +134,6 @@ def time_scaling(reference: ImpliedTimescales, model: ImpliedTimescales) -> Time
     common = _from_log(mean, float(precision.sum() ** -0.5), blocks, "time of the reference over time of the model")
     misfit = float(np.sum(((value - mean) / error) ** 2) / (n - 1)) if n > 1 else None
     return TimeScaling(tuple(ratios), _overlap(reference.model, model.model, n), common, misfit)
-
-
-def at_lags(
-    counts: Sequence[TransitionCounts], stride: float, unit: str, seed: int, n_processes: int = 2
-) -> tuple[ImpliedTimescales, ...]:
-    """Timescales at several lags, by which to choose one: they stop growing where the states are Markovian."""
-    return tuple(implied_timescales(one, stride, unit, seed, n_processes) for one in counts)
 
 
 def _drawn(counts: Float[np.ndarray, "state state"], whole: MarkovModel, n: int) -> np.ndarray:
