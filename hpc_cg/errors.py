@@ -157,6 +157,14 @@ class FitFailed(HpcCgError):
         self.evidence = evidence
 
 
+class UnfitLevel(HpcCgError):
+    """A level of noise that a schedule does not have."""
+
+
+class SamplingDiverged(HpcCgError):
+    """A sampler whose samples are no numbers, or left everything that data can be."""
+
+
 class UnstableStep(HpcCgError):
     """A timestep with which a simulation cannot but diverge."""
 

@@ -10,7 +10,7 @@ ORDER = (
     {"units", "errors", "files", "share", "randomness", "config", "provenance", "compiler"},
     {"frames", "beads"},
     {"archive", "mapping", "kernels", "store"},
-    {"forcefield", "learning"},
+    {"forcefield", "learning", "diffusion"},
     {"simulate"},
     {"analysis"},
     {"report"},
