@@ -64,8 +64,10 @@ class Displacements:
         if not self.fused:
             return _attend(self, queries, keys, values, coefficients)
         places = self.frames[:, None].expand(-1, queries.shape[1], -1, -1)
-        longer = [torch.cat(parts, -1) for parts in ((queries, coefficients), (keys, places), (values, places))]
-        found = functional.scaled_dot_product_attention(*longer, scale=1.0)
+        query, key, value = (
+            torch.cat(parts, -1) for parts in ((queries, coefficients), (keys, places), (values, places))
+        )
+        found = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
         sums, means = found.split((values.shape[-1], 3), -1)
         return sums, means - self.frames[:, None]
 

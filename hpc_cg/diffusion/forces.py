@@ -8,7 +8,7 @@ x_t = √ᾱ_t y for blurred frames y, hence exactly
 
     V(R) = −kT Φ(√ᾱ_t x, t)/√(1 − ᾱ_t),     F = −kT √ᾱ_t ε̂(√ᾱ_t x, t)/(s √(1 − ᾱ_t)).
 
-At levels up to 20 of 1000 √ᾱ_t is 1 within 0.1 %.
+For Gaussian data the published force is too strong by 1/ᾱ_t: by 0.05 % at level 8, by 0.2 % at level 20.
 """
 
 from collections.abc import Callable

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpc_cg.diffusion.model import DiffusionModel
+from hpc_cg.diffusion.model import DiffusionModel, LevelDraws
 from hpc_cg.diffusion.predictor import Level, NoisePredictor
 from hpc_cg.diffusion.schedule import CosineSchedule
 from hpc_cg.diffusion.transformer import GraphTransformer
@@ -37,13 +37,13 @@ class ExactNoise(NoisePredictor):
 
     strength: Tensor
 
-    def __init__(self, covariance: np.ndarray, strength: float = 1.0):
+    def __init__(self, covariance: np.ndarray, strength: float = 1.0, schedule: CosineSchedule = SCHEDULE):
         super().__init__()
         self.n_beads = len(covariance)
         variances, self.modes = np.linalg.eigh(covariance)
         self.variances = variances.clip(0)
         self.register_buffer("strength", torch.tensor(strength, dtype=torch.float64))
-        signal, noise = SCHEDULE.signal[:, None], SCHEDULE.noise[:, None]
+        signal, noise = schedule.signal[:, None], schedule.noise[:, None]
         gains = np.sqrt(noise) / (signal * self.variances + noise)
         gains[:, 0] = 0  # the mean over the beads
         self.matrices = torch.from_numpy((self.modes * gains[:, None]) @ self.modes.T)
@@ -60,8 +60,9 @@ class ExactNoise(NoisePredictor):
         raise NotImplementedError
 
 
-def exact_model(covariance: np.ndarray, strength: float = 1.0) -> DiffusionModel:
-    return DiffusionModel(ExactNoise(covariance, strength), SCALE_NM, SCHEDULE)
+def exact_model(covariance: np.ndarray, strength: float = 1.0, schedule: CosineSchedule = SCHEDULE) -> DiffusionModel:
+    draws = LevelDraws(few=schedule.n_levels // 10)
+    return DiffusionModel(ExactNoise(covariance, strength, schedule), SCALE_NM, schedule, draws)
 
 
 def published_potential(network: GraphTransformer, frames: Tensor, level: Level) -> Tensor:

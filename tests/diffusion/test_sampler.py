@@ -1,5 +1,7 @@
 """Samples of Gaussian data by exact noise, whose law is known."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from hpc_cg.diffusion import sampler
 from hpc_cg.diffusion.model import DiffusionModel
 from hpc_cg.diffusion.sampler import ancestral, chosen_levels, deterministic
+from hpc_cg.diffusion.schedule import CosineSchedule
 from hpc_cg.errors import HpcCgError, SamplingDiverged
 
 COVARIANCE = network(4, 0)
@@ -37,13 +40,12 @@ def test_the_error_of_the_deterministic_sampler_is_of_second_order() -> None:
     exact = modes(start) * np.sqrt(variances) / np.sqrt(variances + SCHEDULE.widths[-1] ** 2)
     found = [modes(deterministic(model, 0, samples, n)) for n in (10, 20, 40, 80)]
     errors = [float(np.sqrt(((one - exact) ** 2).mean() / (exact**2).mean())) for one in found]
-    assert errors[1] < 0.03 and errors[2] < 0.006 and errors[3] < 0.002, errors
-    assert errors[0] > errors[1] > errors[2] > errors[3]
+    assert all(before / after > 3 for before, after in pairwise(errors)) and errors[-1] < 0.002, errors
 
 
 @pytest.mark.parametrize("sample", [ancestral, deterministic])
 def test_a_sample_does_not_depend_on_those_beside_it(sample) -> None:
-    model = exact_model(COVARIANCE)
+    model = exact_model(COVARIANCE, schedule=CosineSchedule(100))
     whole = sample(model, 3, range(5))
     parts = torch.cat([sample(model, 3, [0, 1]), sample(model, 3, [2, 3, 4])])
     torch.testing.assert_close(parts, whole)
@@ -53,7 +55,7 @@ def test_a_sample_does_not_depend_on_those_beside_it(sample) -> None:
 
 @pytest.mark.parametrize("sample", [ancestral, deterministic])
 def test_samples_that_diverge_are_told_of(sample) -> None:
-    with pytest.raises(SamplingDiverged, match=r"3 samples of a diffusion model: found 3 that diverged at level \d+"):
+    with pytest.raises(SamplingDiverged, match=r"3 samples of a diffusion model: found \d that diverged at level \d+"):
         sample(exact_model(COVARIANCE, strength=-3.0), 0, [7, 8, 9])
     with pytest.raises(SamplingDiverged, match="sample 7, 8, 9 among them"):
         sample(exact_model(COVARIANCE, strength=float("nan")), 0, [7, 8, 9])
