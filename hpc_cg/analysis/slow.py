@@ -24,7 +24,7 @@ from hpc_cg.analysis.sample import Sample
 from hpc_cg.analysis.states import cluster
 from hpc_cg.analysis.tica import LaggedMoments, Tica
 from hpc_cg.analysis.timescales import ImpliedTimescales, TimeScaling, implied_timescales, time_scaling
-from hpc_cg.errors import TooFewFrames
+from hpc_cg.errors import FitFailed, TooFewFrames
 
 ROWS = 1 << 14
 """Frames whose features are worked on at once."""
@@ -71,10 +71,14 @@ class SlowSettings:
 
 @dataclass(frozen=True)
 class SlowComparison:
-    """The rows; the components they stand on; and the time of the model, where its timescales could be told."""
+    """The rows; the components they stand on; and the time of the model, where its timescales could be told.
+
+    points   reference and model on the two slowest components
+    """
 
     rows: Comparison
     tica: Tica
+    points: tuple[Float64[np.ndarray, "reference 2"], Float64[np.ndarray, "model 2"]]
     scaling: TimeScaling | None
 
 
@@ -96,9 +100,9 @@ def compare_slow(reference: Run, model: Run, settings: SlowSettings) -> SlowComp
         try:
             scaling, rows = _times(reference, model, points, settings)
             judged += rows
-        except TooFewFrames as error:
+        except (TooFewFrames, FitFailed) as error:
             left_out.append(str(error))
-    return SlowComparison(Comparison(tuple(judged), tuple(left_out)), tica, scaling)
+    return SlowComparison(Comparison(tuple(judged), tuple(left_out)), tica, (points[0], points[1]), scaling)
 
 
 def fit_tica(run: Run, choice: Choice) -> Tica:
@@ -175,13 +179,26 @@ def plane_cells(
     n_bins: int,
 ) -> list[Int64[np.ndarray, "_"]]:
     """Cells of samples on a grid over the range of the reference's frames with a weight; outliers have their own."""
+    centre, half = _range(reference, weights)
+    grid = Grid(n_bins, -1.0, 1.0)
+    return [grid.bins(*((x - centre) / half).T) for x in samples]
+
+
+def plane_edges(
+    reference: Float[np.ndarray, "frame 2"], weights: Float[np.ndarray, "frame"], n_bins: int
+) -> Float64[np.ndarray, "2 edge"]:
+    """Edges, along each component, of the cells that are not for outliers."""
+    centre, half = _range(reference, weights)
+    return centre[:, None] + half[:, None] * Grid(n_bins, -1.0, 1.0).edges
+
+
+def _range(reference: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half width of the frames with a weight, along each component."""
     used = reference[weights > 0]
     if not len(used):
         raise TooFewFrames("a plane of slow components", "no frame of the reference", "check what was selected")
     low, high = used.min(axis=0), used.max(axis=0)
-    half = np.maximum((high - low) / 2 * (1 + 1e-9), np.finfo(float).tiny)
-    grid = Grid(n_bins, -1.0, 1.0)
-    return [grid.bins(*((x - (low + high) / 2) / half).T) for x in samples]
+    return (low + high) / 2, np.maximum((high - low) / 2 * (1 + 1e-9), np.finfo(float).tiny)
 
 
 def _plane(cells: np.ndarray, sample: Sample, n_bins: int) -> BlockHistograms:

@@ -10,7 +10,16 @@ from hpc_cg import errors
 from hpc_cg.analysis.choice import Choice, apart
 from hpc_cg.analysis.lagged import Timeline
 from hpc_cg.analysis.sample import Sample
-from hpc_cg.analysis.slow import Run, SlowSettings, compare_slow, fit_tica, lagged_moments, plane_cells, project
+from hpc_cg.analysis.slow import (
+    Run,
+    SlowSettings,
+    compare_slow,
+    fit_tica,
+    lagged_moments,
+    plane_cells,
+    plane_edges,
+    project,
+)
 
 FOLDED = np.array([[0.0, 0, 0], [0.4, 0, 0], [0.8, 0.1, 0], [0.6, 0.5, 0.0]])
 CHOICE = Choice(apart(4, 1), ((0, 1, 2, 3),))
@@ -88,6 +97,7 @@ def test_what_lies_outside_the_references_range_is_counted_apart():
     weights = np.array([1.0, 1.0, 0.0])
     (cells,) = plane_cells(reference, weights, [np.array([[-1.0, 1.0], [0.0, 0.0], [1.0, 2.0], [2.0, 3.0]])], 10)
     assert cells.tolist() == [0 * 10 + 5, 1 * 10 + 1, 8 * 10 + 8, 9 * 10 + 9]
+    assert plane_edges(reference, weights, 10) == pytest.approx(np.stack([np.linspace(0, 1, 9), np.linspace(0, 2, 9)]))
 
 
 def test_no_processes_leave_a_sentence_and_the_other_rows(reference):
