@@ -59,29 +59,24 @@ def free_energy_pair(
     first, second, third = names or ("Reference", "Reference with noise", "Model")
     surfaces = [(first, reference), (second, noised), (third, model)]
     maps = [(title, free_energy(counts)) for title, counts in surfaces if counts is not None]
-    top = float(np.ceil(max(np.nanmax(surface) for _, surface in maps))) if limit_kT is None else limit_kT
-    with style():
-        # square panels, and room for titles, labels and colour bars
-        figure = Figure(figsize=(WIDTH, (WIDTH - 0.7) / (len(maps) + 1) + 1.5), layout="constrained")
-        axes = figure.subplots(1, len(maps) + 1, sharex=True, sharey=True)
-        for ax, (title, surface) in zip(axes, maps, strict=False):
-            image = _surface(ax, surface, grid, title, "viridis", (0.0, max(top, 1.0)))
-        name = f"{third} − {first.lower() if target is reference else 'with noise'}"
-        offset = free_energy_shift(target, model)
-        change = _surface(axes[-1], offset, grid, name, "RdBu_r", (-3.0, 3.0))
-        axes[0].set_ylabel("ψ (degrees)")
-        bar: dict[str, Any] = {"orientation": "horizontal", "aspect": 38, "pad": 0.03}
-        figure.colorbar(
-            image,
-            ax=axes[:-1],
-            extend="neither" if limit_kT is None else "max",
-            label="free energy (kT)",
-            shrink=0.6,
-            **bar,
-        )
-        bar["aspect"] = 20
-        figure.colorbar(change, ax=axes[-1], extend="both", label="difference (kT)", **bar)
-        return png(figure)
+    name = f"{third} − {first.lower() if target is reference else 'with noise'}"
+    edges = np.degrees(grid.edges)
+    plane = _Plane((edges, edges), ("φ (degrees)", "ψ (degrees)"), limit_kT, angles=True)
+    return _surfaces(plane, maps, (name, free_energy_shift(target, model)))
+
+
+def slow_pair(
+    reference: Float[np.ndarray, "bin bin"], model: Float[np.ndarray, "bin bin"], edges: Float[np.ndarray, "2 edge"]
+) -> bytes:
+    """Free energies over the two slowest components side by side on one scale, and their difference; PNG.
+
+    The arguments are (weighted) counts with outlier bins around them, and the edges of the others along each component,
+    in standard deviations of the reference. Bins without frames stay white. Raises TooFewFrames where one has none.
+    """
+    maps = [(title, free_energy(counts)) for title, counts in (("Reference", reference), ("Model", model))]
+    labels = tuple(f"{which} component (st. dev.)" for which in ("slowest", "second"))
+    plane = _Plane((edges[0], edges[1]), (labels[0], labels[1]))
+    return _surfaces(plane, maps, ("Model − reference", free_energy_shift(reference, model)))
 
 
 def free_energy_shift(
@@ -269,14 +264,54 @@ def _densities(ax: Axes, panel: Marginal, factor: float) -> None:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Plane:
+    """Edges of the cells along both axes, what the axes are, and where the scale ends (None: at the highest there is).
+
+    angles   both axes are angles in degrees
+    """
+
+    edges: tuple[np.ndarray, np.ndarray]
+    labels: tuple[str, str]
+    limit_kT: float | None = None
+    angles: bool = False
+
+
+def _surfaces(plane: _Plane, maps: Sequence[tuple[str, np.ndarray]], difference: tuple[str, np.ndarray]) -> bytes:
+    """Free energies side by side on one scale, and a difference, each with its title."""
+    limit = plane.limit_kT
+    top = float(np.ceil(max(np.nanmax(surface) for _, surface in maps))) if limit is None else limit
+    with style():
+        # square panels, and room for titles, labels and colour bars
+        figure = Figure(figsize=(WIDTH, (WIDTH - 0.7) / (len(maps) + 1) + 1.5), layout="constrained")
+        axes = figure.subplots(1, len(maps) + 1, sharex=True, sharey=True)
+        for ax, (title, surface) in zip(axes, maps, strict=False):
+            image = _surface(ax, surface, plane, title, "viridis", (0.0, max(top, 1.0)))
+        change = _surface(axes[-1], difference[1], plane, difference[0], "RdBu_r", (-3.0, 3.0))
+        axes[0].set_ylabel(plane.labels[1])
+        bar: dict[str, Any] = {"orientation": "horizontal", "aspect": 38, "pad": 0.03}
+        figure.colorbar(
+            image,
+            ax=axes[:-1],
+            extend="neither" if limit is None else "max",
+            label="free energy (kT)",
+            shrink=0.6,
+            **bar,
+        )
+        bar["aspect"] = 20
+        figure.colorbar(change, ax=axes[-1], extend="both", label="difference (kT)", **bar)
+        return png(figure)
+
+
 def _surface(
-    ax: Axes, surface: np.ndarray, grid: Grid, title: str, colours: str, span: tuple[float, float]
+    ax: Axes, surface: np.ndarray, plane: _Plane, title: str, colours: str, span: tuple[float, float]
 ) -> mpl.collections.QuadMesh:
-    edges = np.degrees(grid.edges)
-    mesh = ax.pcolormesh(edges, edges, surface.T, cmap=colours, vmin=span[0], vmax=span[1])
-    ax.set(title=title, xlabel="φ (degrees)", aspect="equal")
-    ax.xaxis.set_major_locator(MultipleLocator(120))
-    ax.yaxis.set_major_locator(MultipleLocator(120))
+    mesh = ax.pcolormesh(*plane.edges, surface.T, cmap=colours, vmin=span[0], vmax=span[1])
+    ax.set(title=title, xlabel=plane.labels[0])
+    if plane.angles:
+        ax.set_aspect("equal")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MultipleLocator(120) if plane.angles else MaxNLocator(5))
     for side in ("top", "right"):
         ax.spines[side].set_visible(True)
     return mesh

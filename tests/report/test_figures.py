@@ -61,6 +61,7 @@ DRAWINGS = {
 IMAGES = {
     "pair": lambda: figures.free_energy_pair(counts(), counts(0.2)),
     "noised": lambda: figures.free_energy_pair(counts(), counts(0.2), counts(0.1), limit_kT=6.0),
+    "slow components": lambda: figures.slow_pair(counts(), counts(0.2), np.tile(np.linspace(-2.0, 3.0, 63), (2, 1))),
     "replicas": lambda: figures.replicas_over_time(np.arange(20.0), RANDOM.normal(size=(3, 20)), "energy (kJ/mol)"),
     "angles over time": lambda: figures.replicas_over_time(
         np.arange(20.0),
