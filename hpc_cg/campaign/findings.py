@@ -41,6 +41,8 @@ ESTIMATES = {
     ("backmapped energy, shift of the mean", "noised"): "backmapped energy, shift, noised reference",
     ("backmapped energy, Wasserstein distance", "clean"): "backmapped energy, distance, clean reference",
     ("backmapped energy, Wasserstein distance", "noised"): "backmapped energy, distance, noised reference",
+    ("JS divergence of slow components", "clean"): "JS divergence of slow components",
+    ("time of the reference over time of the model, process 1", "clean"): "slowest timescale, reference over model",
     ("replica time lost, mirrored", "clean"): "replica time lost, mirrored",
     ("replica time lost, diverged", "clean"): "replica time lost, diverged",
 }

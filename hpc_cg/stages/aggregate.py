@@ -3,21 +3,21 @@
 The reference is every usable frame of the store that fits in train.memory_limit_gb, clean: of a larger store, chunks
 evenly spread over it, and the estimates say how many frames of how many. Where the kernel adds noise the model aims at
 the noised density, so it is judged against that as well. Forces are checked without any simulation by integrating them
-along ψ.
+along ψ. Slow motion and whole structures are judged where ``slow_lag_ps`` asks for it (stages/slow.py).
 """
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hpc_cg import errors
 from hpc_cg.config import STRICT
 from hpc_cg.files import digest, read_json, write_arrays, write_json
 from hpc_cg.share import Team
-from hpc_cg.stages import backmapping
+from hpc_cg.stages import backmapping, slow
 from hpc_cg.stages.molecules import Place
 from hpc_cg.stages.progress import Heartbeat
 
@@ -47,6 +47,12 @@ class AggregateConfig:
     resamples          bootstrap draws
     backmap_frames     frames of the ensemble, and as many of the reference, whose atoms are rebuilt and minimised for
                        their energies; 0 for none
+    slow_lag_ps        lag of the slow components, fitted on the reference (TICA); 0 to look at no slow motion
+    slow_model_lag_ps  lag of the ensemble's Markov model; 0 for slow_lag_ps
+    slow_states        states of the Markov models that give timescales; 0 for none
+    slow_processes     slowest processes whose timescales are told
+    folded_pdb         file of the folded structure, for the RMSD to it; empty for none
+    contact_nm         beads nearer than this are in contact
     """
 
     discard_fraction: float = Field(default=0.1, ge=0, lt=1)
@@ -54,7 +60,26 @@ class AggregateConfig:
     block_ps: float = Field(default=100.0, gt=0)
     resamples: int = Field(default=100, ge=10)
     backmap_frames: int = Field(default=0, ge=0)
+    slow_lag_ps: float = Field(default=0.0, ge=0)
+    slow_model_lag_ps: float = Field(default=0.0, ge=0)
+    slow_states: int = Field(default=0, ge=0)
+    slow_processes: int = Field(default=2, ge=1)
+    folded_pdb: str = ""
+    contact_nm: float = Field(default=1.0, gt=0)
     seed: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _slow(self) -> "AggregateConfig":
+        if not self.slow_lag_ps:
+            for name in ("slow_model_lag_ps", "slow_states", "folded_pdb"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} = {getattr(self, name)!r} does nothing with slow_lag_ps = 0: set a lag.")
+        if self.slow_states and self.slow_states <= self.slow_processes:
+            raise ValueError(
+                f"slow_states = {self.slow_states} have at most {self.slow_states - 1} processes, and slow_processes = "
+                f"{self.slow_processes} are asked for: ask for more states, or 0 for no timescales."
+            )
+        return self
 
 
 def work(study: "Study", team: Team, progress: Heartbeat) -> None:
@@ -75,11 +100,17 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
         frames = load(study.folder("prepare") / STORE, study.molecule, limit_gb, part=True)
     sizes = {"reference": frames.n_frames, "archive": int(epoch_sums(source.store, spec).counts.sum())}
     clean, noised = reference_samples(study, frames, labels)
-    model = model_sample(study)
+    kept = kept_positions(study)
+    model = model_sample(kept)
     against = "drawn" if "flow" in study.tables else "noised"
     target = noised if against == "noised" else None  # a learnt kernel aims at the clean density
     samples = {"reference": clean, "model": model} | ({} if target is None else {"noised": target})
     atoms = backmapping.backmapped(study, frames, samples, progress) if config.backmap_frames else None
+    moving = None
+    if config.slow_lag_ps:
+        progress("judging slow motion", 0, 1, "parts")
+        moving = slow.slow_motion(study, spec.system, frames, clean, model, slow.model_timeline(_whole(kept)))
+    del kept
     steps = 3 if noised is not None else 2
     progress("comparing with the reference", 0, steps, "parts")
     comparisons = {"clean": _compare(config, clean, model, spec.system)}
@@ -89,6 +120,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     progress("integrating forces", steps - 1, steps, "parts")
     integrations, left_out = integrate(study, labels, spec.system, blocks_of(study, labels.frames))
     judged = [row for name, found in comparisons.items() for row in _rows(name, found)] + lost_rows(study)
+    judged += [] if moving is None else _rows("clean", moving.comparison)
     folder = study.folder("aggregate")
     write_json(
         folder / "estimates.json",
@@ -103,12 +135,15 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
                 *left_out,
                 *(text for found in comparisons.values() for text in found.left_out),
                 *(() if atoms is None else atoms.left_out),
+                *(() if moving is None else moving.comparison.left_out),
             ],
         }
-        | ({} if atoms is None else {"backmap": atoms.samples}),
+        | ({} if atoms is None else {"backmap": atoms.samples})
+        | ({} if moving is None else {"slow": moving.summary}),
     )
     arrays = _figures(config, study, clean, target, model, spec.system, integrations)
-    write_arrays(folder / "figures.npz", **arrays, **({} if atoms is None else atoms.arrays))
+    arrays |= ({} if atoms is None else atoms.arrays) | ({} if moving is None else moving.arrays)
+    write_arrays(folder / "figures.npz", **arrays)
     progress("integrating forces", steps, steps, "parts")
 
 
@@ -140,30 +175,37 @@ def blocks_of(study: "Study", frames: "StoreFrames") -> np.ndarray:
     return contiguous_blocks(lengths, max(1, round(config.block_ps / stride_ps)))
 
 
-def model_sample(study: "Study") -> "Sample":
-    """Frames of the ensemble at the study's temperature, after the discarded beginning; each replica is a block.
+def kept_positions(study: "Study") -> np.ndarray:
+    """The ensemble at the study's temperature, (replica frame bead 3), after the discarded beginning.
 
-    Where replicas trade temperatures, each ladder is one: its frames are those of whichever replica is there. Raises
-    TooFewFrames.
+    Where replicas trade temperatures, each ladder is one: its frames are those of whichever replica is there.
     """
     import zarr
 
-    from hpc_cg.analysis.sample import Sample
     from hpc_cg.simulate.recorder import ENSEMBLE
 
     config: AggregateConfig = study.tables["aggregate"]
     stored = zarr.open_array(study.folder("simulate") / ENSEMBLE, path="positions", mode="r")
     positions = _at_the_temperature(study, np.asarray(stored[:]))
-    kept = positions[:, int(config.discard_fraction * positions.shape[1]) :]
-    replica = np.repeat(np.arange(kept.shape[0]), kept.shape[1])
-    flat = kept.reshape(-1, *kept.shape[2:])
-    whole = np.isfinite(flat).all(axis=(1, 2))
+    return positions[:, int(config.discard_fraction * positions.shape[1]) :]
+
+
+def _whole(kept: np.ndarray) -> np.ndarray:
+    """(replica frame) Which frames are there: those of a quarantined replica are not."""
+    return np.isfinite(kept).all(axis=(2, 3))
+
+
+def model_sample(kept: np.ndarray) -> "Sample":
+    """The frames that are there of (replica frame bead 3); each replica is a block. Raises TooFewFrames."""
+    from hpc_cg.analysis.sample import Sample
+
+    whole = _whole(kept)
     if not whole.any():
         raise errors.TooFewFrames(
             "frames of the model", "none: every replica was lost", "train longer or on more frames"
         )
-    _, blocks = np.unique(replica[whole], return_inverse=True)
-    return Sample(flat[whole], np.ones(int(whole.sum())), blocks)
+    _, blocks = np.unique(np.nonzero(whole)[0], return_inverse=True)
+    return Sample(kept[whole], np.ones(int(whole.sum())), blocks)
 
 
 def _at_the_temperature(study: "Study", values: np.ndarray) -> np.ndarray:

@@ -30,8 +30,8 @@ NOTES = (
     "of frequency ω shows T(1 − (ω·dt)²/4). Positions are what this report judges.",
     "The floor of a divergence is what two samples of the reference itself would show at the same two sizes: judge the "
     "excess over it.",
-    "Times of a coarse-grained model are not those of the atoms: it moves faster, by a factor that is not estimated "
-    "here.",
+    "Times of a coarse-grained model are not those of the atoms: it moves faster, by a factor that is estimated only "
+    "where timescales of slow motion are asked for.",
 )
 
 
@@ -47,7 +47,7 @@ class ReportConfig:
 
 def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     """Draw, write the page, and the summary."""
-    from hpc_cg.report import sections
+    from hpc_cg.report import sections, slow
     from hpc_cg.report.page import ReportContent, write_page
     from hpc_cg.store.dataset import open_spec
     from hpc_cg.store.layout import STORE
@@ -66,6 +66,7 @@ def work(study: "Study", team: Team, progress: Heartbeat) -> None:
     record = kernel["molecules"][study.molecule]
     chapters = (
         sections.landscape(arrays),
+        slow.section(estimates["slow"], arrays) if "slow" in estimates else None,
         sections.local_structure(arrays, system),
         sections.backmapping(estimates["backmap"], arrays) if "backmap" in estimates else None,
         sections.forces(

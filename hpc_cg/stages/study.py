@@ -16,7 +16,19 @@ from pydantic.dataclasses import dataclass
 
 from hpc_cg.config import STRICT, parse_tables, read_toml
 from hpc_cg.files import digest, digest_content
-from hpc_cg.stages import aggregate, backmapping, flow, kernel, molecules, prepare, reference, report, simulate, train
+from hpc_cg.stages import (
+    aggregate,
+    backmapping,
+    flow,
+    kernel,
+    molecules,
+    prepare,
+    reference,
+    report,
+    simulate,
+    slow,
+    train,
+)
 from hpc_cg.stages.aggregate import AggregateConfig
 from hpc_cg.stages.flow import FlowConfig
 from hpc_cg.stages.kernel import LEARNT, KernelConfig
@@ -141,10 +153,12 @@ class Study:
         return digest([FORMAT, stage, own, self.study.name, self.study.temperature_K, before])
 
     def inputs(self, stage: str) -> dict[str, str]:
-        """Identity of each upstream seal that is there; for prepare also of the archive's files and the topology."""
+        """Identity of each upstream seal that is there; and of files: for prepare of the archive's and the topology,
+        for aggregate of the folded structure."""
         seals = {name: read_seal(self.folder(name)) for name in self.upstream(stage)}
         found = {name: seal.identity for name, seal in seals.items() if seal is not None}
-        return found | (molecules.sources(self) if stage == "prepare" else {})
+        files = {"prepare": molecules.sources, "aggregate": slow.sources}
+        return found | (files[stage](self) if stage in files else {})
 
     def intent(self, stage: str) -> dict[str, str]:
         """What a half-made product was begun with, if it may be continued: as ``inputs``, but for prepare cheap."""
@@ -192,4 +206,5 @@ def read_study(path: Path) -> Study:
     if study.tables["train"].molecules or study.tables["simulate"].molecule:
         molecules.simulated_molecule(study)
     backmapping.check(study)
+    slow.check(study)
     return study
