@@ -97,7 +97,8 @@ def test_what_lies_outside_the_references_range_is_counted_apart():
     weights = np.array([1.0, 1.0, 0.0])
     (cells,) = plane_cells(reference, weights, [np.array([[-1.0, 1.0], [0.0, 0.0], [1.0, 2.0], [2.0, 3.0]])], 10)
     assert cells.tolist() == [0 * 10 + 5, 1 * 10 + 1, 8 * 10 + 8, 9 * 10 + 9]
-    assert plane_edges(reference, weights, 10) == pytest.approx(np.stack([np.linspace(0, 1, 9), np.linspace(0, 2, 9)]))
+    edges = np.stack([np.linspace(0, 1, 9), np.linspace(0, 2, 9)])
+    assert plane_edges(reference, weights, 10) == pytest.approx(edges, abs=1e-6)
 
 
 def test_no_processes_leave_a_sentence_and_the_other_rows(reference):
