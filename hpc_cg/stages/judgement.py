@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hpc_cg.kernels.density import Draw
     from hpc_cg.kernels.reverse import ReverseKernel
     from hpc_cg.kernels.transition import TransitionKernel
+    from hpc_cg.stages.kernel import KernelConfig
     from hpc_cg.store.layout import ShardFrames, StoreSpec
 
 DRAWN, SURFACES = "drawn.json", "surfaces.npz"
@@ -47,6 +48,27 @@ class Drawn:
     def n_failed(self) -> int:
         """Of the frames that count."""
         return int(np.count_nonzero(self.labels.failed & (self.condition.weights > 0)))
+
+
+def choose(
+    kernel: "ReverseKernel | TransitionKernel", train: Drawn, held_out: Drawn, config: "KernelConfig"
+) -> "tuple[tuple[Judged, ...], dict[str, Any]]":
+    """The choices of control variates, the last of which is used, and what the stage's record says of them.
+
+    Raises TooManyFailures where a sample shows that more labels will fail than may.
+    """
+    from hpc_cg.kernels import control
+
+    refuse_failing(kernel, (train, held_out), config.failure_budget)
+    moments = [side.labels.moments(side.condition.weights) for side in (train, held_out)]
+    choices = control.judge(*moments, config.ridge)
+    best = choices[-1]
+    return choices, {
+        "mixing": None,
+        "controls": best.controls.matrices.tolist(),
+        "label_mean_square": {"train": best.train, "held_out": best.held_out},
+        "choices": [{"used": one.used, "train": one.train, "held_out": one.held_out} for one in choices],
+    }
 
 
 def of_draws(

@@ -305,7 +305,6 @@ def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
     Raises TooManyFailures where a sample shows that more labels will fail than may.
     """
     from hpc_cg.frames import BeadFrames
-    from hpc_cg.kernels import control
     from hpc_cg.kernels.transition import TransitionKernel
     from hpc_cg.randomness import stream
     from hpc_cg.store import layout
@@ -330,17 +329,9 @@ def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
         links = kernel.links(positions, stream(study.tables["kernel"].seed, "control variates", side))
         draws[side] = judgement.Drawn(condition, links, kernel.labels(condition, links))
     config: KernelConfig = study.tables["kernel"]
-    judgement.refuse_failing(kernel, list(draws.values()), config.failure_budget)
-    moments = {side: drawn.labels.moments(drawn.condition.weights) for side, drawn in draws.items()}
-    choices = control.judge(moments[TRAIN], moments[HELD_OUT], config.ridge)
-    best = choices[-1]
-    return {
-        "mixing": None,
-        "controls": best.controls.matrices.tolist(),
-        "label_mean_square": {"train": best.train, "held_out": best.held_out},
-        "choices": [{"used": one.used, "train": one.train, "held_out": one.held_out} for one in choices],
-        "judged": judgement.of_draws(kernel, spec.system, draws[TRAIN], draws[HELD_OUT], choices, config.ridge),
-    }
+    choices, record = judgement.choose(kernel, draws[TRAIN], draws[HELD_OUT], config)
+    judged = judgement.of_draws(kernel, spec.system, draws[TRAIN], draws[HELD_OUT], choices, config.ridge)
+    return record | {"judged": judged}
 
 
 def label_shard(

@@ -174,7 +174,6 @@ def record_of(study: "Study", kernel: "TransitionKernel", n_frames: int) -> dict
                                  each bond how stiff labels tell it to be over how stiff it is
     """
     from hpc_cg.frames import BeadFrames
-    from hpc_cg.kernels import control
     from hpc_cg.randomness import stream
     from hpc_cg.store.order import spread
     from hpc_cg.store.stream import HELD_OUT, TRAIN, read_picks
@@ -195,17 +194,7 @@ def record_of(study: "Study", kernel: "TransitionKernel", n_frames: int) -> dict
         later = BeadFrames(positions, forces, found.weights)
         drawn[side] = judgement.Drawn(later, (link,), kernel.labels(later, link))
         identities = _identities(kernel, source.spec.system, drawn[side], condition)
-    judgement.refuse_failing(kernel, list(drawn.values()), config.failure_budget)
-    moments = {side: one.labels.moments(one.condition.weights) for side, one in drawn.items()}
-    choices = control.judge(moments[TRAIN], moments[HELD_OUT], config.ridge)
-    best = choices[-1]
-    return {
-        "mixing": None,
-        "controls": best.controls.matrices.tolist(),
-        "label_mean_square": {"train": best.train, "held_out": best.held_out},
-        "choices": [{"used": one.used, "train": one.train, "held_out": one.held_out} for one in choices],
-        "identities": identities,
-    }
+    return judgement.choose(kernel, drawn[TRAIN], drawn[HELD_OUT], config)[1] | {"identities": identities}
 
 
 def _identities(
