@@ -60,8 +60,8 @@ def choose(
     from hpc_cg.kernels import control
 
     refuse_failing(kernel, (train, held_out), config.failure_budget)
-    moments = [side.labels.moments(side.condition.weights) for side in (train, held_out)]
-    choices = control.judge(*moments, config.ridge)
+    fitted, unseen = (side.labels.moments(side.condition.weights) for side in (train, held_out))
+    choices = control.judge(fitted, unseen, config.ridge)
     best = choices[-1]
     return choices, {
         "mixing": None,
