@@ -23,7 +23,7 @@ from hpc_cg.config import STRICT, refuse_variance
 from hpc_cg.errors import MissingForces
 from hpc_cg.files import digest, read_arrays, read_json, write_json
 from hpc_cg.share import Team
-from hpc_cg.stages import judgement, transitions
+from hpc_cg.stages import judgement, learnt, transitions
 from hpc_cg.stages.molecules import Place, molecules_of, only_trained
 from hpc_cg.stages.progress import Heartbeat
 
@@ -39,12 +39,8 @@ WITHOUT_FORCES = ("noise", "flow")
 KERNEL = "kernel.json"
 """What was fitted, in the folder of the stage."""
 
-FIT_FRAMES = 4096
-"""Frames, spread over the store, that the weights of control variates are fitted on; half as many are held out."""
-
 if TYPE_CHECKING:
     from hpc_cg.kernels.kernel import Kernel
-    from hpc_cg.kernels.reverse import ReverseKernel
     from hpc_cg.kernels.transition import TransitionKernel
     from hpc_cg.stages.study import Study
     from hpc_cg.store.layout import StoreSpec
@@ -145,7 +141,7 @@ def lay_out(study: "Study") -> None:
             f'set kernel.kind = "{without}", or prepare an archive with forces',
         )
     drawn = {"draws": "stored" if config.is_stored else "redrawn"}
-    record = _learnt_record if config.kind in LEARNT else _record
+    record = learnt.record_of if config.kind in LEARNT else _record
     records = {name: record(study, name) for name in _molecules(study)}
     settings = {name: value for name, value in asdict(config).items() if name not in BESIDE}
     write_json(study.folder("kernel") / KERNEL, settings | drawn | {"molecules": records})
@@ -196,17 +192,13 @@ def gather(study: "Study") -> None:
         writer.summarise(study.folder("kernel") / layout.STORE, spec)
     if not stores:
         return
-    made_of, learnt = study.folder("prepare") / layout.STORE, (0.0, 1)
-    if _is_transition(study):
+    made_of, noise = study.folder("prepare") / layout.STORE, (0.0, 1)
+    if transitions.is_transition(study):
         pairs = transitions.pair_source(study)
         made_of, stores = pairs.store, tuple((pairs.spec, spec) for _, spec in stores)
     elif flow is not None:
-        learnt = flow.sigma_nm, flow.every
-    judgement.put_together(study.folder("kernel"), made_of, stores, *learnt)
-
-
-def _is_transition(study: "Study") -> bool:
-    return "flow" in study.tables and study.tables["flow"].lag_ps > 0
+        noise = flow.sigma_nm, flow.every
+    judgement.put_together(study.folder("kernel"), made_of, stores, *noise)
 
 
 def _molecules(study: "Study") -> tuple[str, ...]:
@@ -221,7 +213,7 @@ def _kernels(study: "Study") -> "dict[str, Kernel | TransitionKernel]":
     config: KernelConfig = study.tables["kernel"]
     if config.kind in LEARNT:
         records = read_json(study.folder("kernel") / KERNEL)["molecules"]
-        return {name: _learnt(study, records[name]) for name in _molecules(study)}
+        return {name: learnt.kernel_of(study, records[name]) for name in _molecules(study)}
     moments = {name: _fitted(study, name)["second_moment"] for name in _molecules(study)}
     return {name: build(config, moment, study.study.temperature_K) for name, moment in moments.items()}
 
@@ -229,33 +221,6 @@ def _kernels(study: "Study") -> "dict[str, Kernel | TransitionKernel]":
 def _fitted(study: "Study", molecule: str) -> dict[str, np.ndarray]:
     """What the map of a molecule was fitted on."""
     return read_arrays(Place(study.folder("prepare"), molecule).map_arrays)
-
-
-def _learnt(study: "Study", record: dict[str, Any] | None = None) -> "ReverseKernel | TransitionKernel":
-    """The learnt kernel with the control variates of a record, or without any; on a GPU where there is one."""
-
-    from hpc_cg.kernels.control import Controls
-    from hpc_cg.kernels.reverse import ReverseKernel
-    from hpc_cg.kernels.transition import TransitionKernel
-    from hpc_cg.learning.checkpoint import fitted_on, load_density
-    from hpc_cg.learning.distributed import own_device
-    from hpc_cg.store.dataset import open_spec
-    from hpc_cg.store.layout import STORE
-
-    device, name = own_device(), only_trained(study)
-    known, beads = fitted_on(study.folder("flow")), open_spec(study.folder("prepare") / STORE, name).system.names
-    if known is not None:
-        known.refuse_other(name, beads, study.tables["flow"].sigma_nm, study.study.temperature_K)
-    density = load_density(study.folder("flow"))[0].to(device)
-    controls = None
-    if record is not None:  # of no variate at all the list is empty
-        matrices = np.asarray(record["controls"], dtype=np.float64)
-        controls = Controls(matrices.reshape(-1, len(beads), len(beads)))
-    with_forces = study.tables["kernel"].kind == "flow+forces"
-    sigma_nm = study.tables["flow"].sigma_nm
-    reach = None if known is None else known.reach
-    kind = TransitionKernel if _is_transition(study) else ReverseKernel
-    return kind(density, sigma_nm, study.study.temperature_K, with_forces, controls, device, reach)
 
 
 def _stores(study: "Study") -> "tuple[tuple[StoreSpec, StoreSpec], ...]":
@@ -270,7 +235,7 @@ def _stores(study: "Study") -> "tuple[tuple[StoreSpec, StoreSpec], ...]":
     prepared = study.folder("prepare")
     lineage = {name: need_seal(study.folder(name), "kernel").identity for name in study.upstream("kernel")}
     sources = [open_spec(prepared / layout.STORE, name) for name in _molecules(study)]
-    drawn = not _is_transition(study)
+    drawn = not transitions.is_transition(study)
     return tuple((source, stored_spec(config, source, lineage, drawn)) for source in sources)
 
 
@@ -294,44 +259,6 @@ def _record(study: "Study", molecule: str) -> dict[str, Any]:
         for side, moment in moments.items()
     }
     return {"mixing": None if mixing is None else mixing.tolist(), "label_mean_square": values}
-
-
-def _learnt_record(study: "Study", molecule: str) -> dict[str, Any]:
-    """The weights of the control variates, and what draws of the learnt kernel are like on held-out frames.
-
-    label_mean_square   of the labels, as of other kernels
-    choices             mean square of the labels with each choice of control variates: none, Z₁, Z₂, both
-    judged              of ``judgement.of_draws``
-    Raises TooManyFailures where a sample shows that more labels will fail than may.
-    """
-    from hpc_cg.frames import BeadFrames
-    from hpc_cg.kernels.transition import TransitionKernel
-    from hpc_cg.randomness import stream
-    from hpc_cg.store import layout
-    from hpc_cg.store.dataset import open_spec
-    from hpc_cg.store.order import spread
-    from hpc_cg.store.stream import HELD_OUT, TRAIN, read_picks
-    from hpc_cg.store.writer import epoch_sums
-
-    kernel = _learnt(study)
-    if isinstance(kernel, TransitionKernel):
-        return transitions.record_of(study, kernel, FIT_FRAMES)
-    store = study.folder("prepare") / layout.STORE
-    spec = open_spec(store, molecule)
-    counts, names = epoch_sums(store, spec).counts, tuple(n for n in spec.arrays if n in ("positions", "forces"))
-    draws: dict[int, judgement.Drawn] = {}
-    for side, n_frames in ((TRAIN, FIT_FRAMES), (HELD_OUT, FIT_FRAMES // 2)):
-        picks = spread(counts[:, side], n_frames)
-        chosen = np.arange(sum(len(pick.ranks) for pick in picks))
-        frames = read_picks(store, spec, counts[:, side], side, picks, chosen, names)
-        positions = frames.arrays["positions"]
-        condition = BeadFrames(positions, frames.arrays.get("forces", np.zeros_like(positions)), frames.weights)
-        links = kernel.links(positions, stream(study.tables["kernel"].seed, "control variates", side))
-        draws[side] = judgement.Drawn(condition, links, kernel.labels(condition, links))
-    config: KernelConfig = study.tables["kernel"]
-    choices, record = judgement.choose(kernel, draws[TRAIN], draws[HELD_OUT], config)
-    judged = judgement.of_draws(kernel, spec.system, draws[TRAIN], draws[HELD_OUT], choices, config.ridge)
-    return record | {"judged": judged}
 
 
 def label_shard(

@@ -40,6 +40,11 @@ class Lag:
     uneven: frozenset[int]
 
 
+def is_transition(study: "Study") -> bool:
+    """Whether the learnt kernel of a study is one of transitions."""
+    return "flow" in study.tables and study.tables["flow"].lag_ps > 0
+
+
 def lag_of(study: "Study") -> Lag:
     """The lag of a study's transitions; raises UnfitLag where it is no whole number of frames."""
     from hpc_cg.archive.catalogue import Catalogue
@@ -182,7 +187,7 @@ def record_of(study: "Study", kernel: "TransitionKernel", n_frames: int) -> dict
     source, beside, config = pair_source(study), _forces_beside(study), study.tables["kernel"]
     counts = epoch_sums(source.store, source.spec).counts
     drawn: dict[int, judgement.Drawn] = {}
-    identities: dict[str, Any] = {}
+    conditions: dict[int, np.ndarray] = {}
     for side, wanted in ((TRAIN, n_frames), (HELD_OUT, n_frames // 2)):
         picks = spread(counts[:, side], wanted)
         slots = np.arange(sum(len(pick.ranks) for pick in picks))
@@ -190,10 +195,10 @@ def record_of(study: "Study", kernel: "TransitionKernel", n_frames: int) -> dict
         positions = found.arrays["positions"]
         forces = np.zeros_like(positions) if beside is None else beside.rows(found.index)["forces"]
         key = stream(config.seed, "control variates", side)
-        link, condition = kernel.link(positions, positions + found.arrays["noise"], key)
+        link, conditions[side] = kernel.link(positions, positions + found.arrays["noise"], key)
         later = BeadFrames(positions, forces, found.weights)
         drawn[side] = judgement.Drawn(later, (link,), kernel.labels(later, link))
-        identities = _identities(kernel, source.spec.system, drawn[side], condition)
+    identities = _identities(kernel, source.spec.system, drawn[HELD_OUT], conditions[HELD_OUT])
     return judgement.choose(kernel, drawn[TRAIN], drawn[HELD_OUT], config)[1] | {"identities": identities}
 
 
